@@ -1,0 +1,59 @@
+"""One forward and one backward -> one function that is right under every way PyTorch differentiates.
+
+`torch.library.register_autograd` alone raises under `torch.func` and gives a silent zero for forward mode;
+`autograd.Function` alone is wrong under `torch.compile(torch.func.grad(...))` in torch 2.13. So both are
+built from the same pair, and a call picks the one that is right where it stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.autograd import forward_ad
+
+from .errors import UnsupportedOperationError
+
+
+def differentiable(
+    op: Any,
+    *,
+    setup_context: Callable[..., None],
+    backward: Callable[..., Any],
+) -> Callable[..., Any]:
+    """A function of op's arguments with this gradient.
+
+    Args:
+        op: an OpOverload of an operator that has no autograd formula yet.
+        setup_context: `(ctx, inputs, output)`, keeps what backward needs.
+        backward: `(ctx, *output gradients)`, returns one gradient (or None) per argument of op. It is
+            itself differentiated, so it must be made of differentiable functions.
+    """
+    torch.library.register_autograd(op._qualname, backward, setup_context=setup_context)
+    function: Any = type(
+        op._opname,
+        (torch.autograd.Function,),
+        {
+            "generate_vmap_rule": True,
+            "forward": staticmethod(lambda *arguments: op(*arguments)),
+            "setup_context": staticmethod(setup_context),
+            "backward": staticmethod(backward),
+        },
+    )
+
+    def call(*arguments: Any) -> Any:
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+            return function.apply(*arguments)
+        return op(*arguments)
+
+    return call
+
+
+def not_differentiable(op: Any, reason: str) -> Callable[..., Any]:
+    """op with a gradient that raises instead of being silently zero."""
+
+    def refuse(ctx: Any, *gradients: Any) -> Any:
+        raise UnsupportedOperationError(f"difflayers: {reason}")
+
+    return differentiable(op, setup_context=lambda ctx, inputs, output: None, backward=refuse)

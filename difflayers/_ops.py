@@ -1,0 +1,206 @@
+"""The compiled kernels: loading, shapes for tracing, batching rules, gradients. Only this file says torch.ops.
+
+Every operator works on rows: the first dimension of each tensor argument is the batch B, or 1 for
+"the same in every row". The fake (shape) and vmap rules rest on that and serve all three operators.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._autograd import differentiable, not_differentiable
+
+_library = importlib.util.find_spec("difflayers._C")
+COMPILED = _library is not None and _library.origin is not None
+
+if COMPILED:
+    torch.ops.load_library(_library.origin)  # pyright: ignore[reportOptionalMemberAccess]
+elif os.environ.get("DIFFLAYERS_REQUIRE_KERNELS") == "1":
+    raise ImportError(
+        "difflayers: DIFFLAYERS_REQUIRE_KERNELS=1, but the compiled kernels (difflayers._C) are missing; "
+        "install with a C++ compiler present: pip install --no-build-isolation -e ."
+    )
+else:
+    warnings.warn(
+        "difflayers was installed without its compiled kernels (no C++ compiler was found); everything works "
+        "on the slower plain-PyTorch path. Install a compiler (g++ or clang++) and reinstall to get them.",
+        stacklevel=3,
+    )
+
+
+def has_kernel(op: str, device: torch.device) -> bool:
+    """Whether a kernel of this operator is compiled in for the device (fake and meta tensors count as compiled)."""
+    if not COMPILED:
+        return False
+    key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device.type)
+    return key is not None and (key == "CPU" or _registered(op, key))
+
+
+def _registered(op: str, key: str) -> bool:
+    return torch._C._dispatch_has_kernel_for_dispatch_key(f"difflayers::{op}", key)
+
+
+def build_info() -> dict[str, Any]:
+    """What is compiled in and which instruction set is in use.
+
+    Returns:
+        A dict with "compiled" (bool), "instruction_set" ("baseline", "avx2", "avx512", or None without
+        kernels), "instruction_sets" (those that this machine could use), "cuda" (whether CUDA kernels are
+        compiled in), "cuda_architectures" (as given to nvcc), "torch" and "python" (versions at run time).
+
+    Example:
+        >>> import difflayers as dl
+        >>> sorted(dl.build_info())
+        ['compiled', 'cuda', 'cuda_architectures', 'instruction_set', 'instruction_sets', 'python', 'torch']
+    """
+    available, used, architectures = [], None, None
+    if COMPILED:
+        available, used, architectures = (
+            field.split(",") if field else [] for field in torch.ops.difflayers.build_info.default().split(";")
+        )
+    return {
+        "compiled": COMPILED,
+        "instruction_set": used[0] if used else None,
+        "instruction_sets": available,
+        "cuda": COMPILED and _registered("transport", "CUDA"),
+        "cuda_architectures": architectures or [],
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def _folded(info: Any, in_dims: tuple[Any, ...], op: Any, *arguments: Any) -> tuple[Any, Any]:
+    """The vmap rule of row-wise operators: fold the new dimension into the rows, run once, unfold."""
+    size = info.batch_size
+    rows = 1
+    for value, at in zip(arguments, in_dims, strict=True):
+        if isinstance(value, Tensor):
+            rows = max(rows, value.shape[0] if at is None else value.movedim(at, 0).shape[1])
+    folded = []
+    for value, at in zip(arguments, in_dims, strict=True):
+        if not isinstance(value, Tensor):
+            folded.append(value)
+        elif at is None and value.shape[0] == 1 and rows != 1:
+            folded.append(value)
+        else:
+            value = value.movedim(at, 0) if at is not None else value.expand(size, *value.shape)
+            value = value.expand(size, rows, *value.shape[2:])
+            folded.append(value.reshape(size * rows, *value.shape[2:]))
+    outputs = op(*folded)
+    unfold = lambda out: out.unflatten(0, (size, rows)) if out.shape[0] == size * rows else out  # noqa: E731
+    if isinstance(outputs, Tensor):
+        return unfold(outputs), 0
+    unfolded = tuple(unfold(out) for out in outputs)
+    dims = tuple(0 if out is not folded_out else None for out, folded_out in zip(unfolded, outputs, strict=True))
+    return unfolded, dims
+
+
+def _define_transport() -> Any:
+    """Wires the three transport operators together: forward, its gradient, the gradient of that."""
+    ops = torch.ops.difflayers
+    forward, backward, double = (
+        ops.transport.default,
+        ops.transport_backward.default,
+        ops.transport_double_backward.default,
+    )
+
+    @torch.library.register_fake("difflayers::transport")
+    def _(scores: Any, steepness: Any, payload: Any, what: str, network: str, first: int, last: int, *rest: Any) -> Any:
+        rows, n = scores.shape
+        wanted = last - first
+        shape = {
+            "values": lambda: (rows, wanted),
+            "matrix": lambda: (rows, wanted, n),
+            "carry": lambda: (rows, wanted, payload.shape[2]),
+            "carry_transposed": lambda: (rows, n, payload.shape[2]),
+        }[what]()
+        return scores.new_empty(shape)
+
+    @torch.library.register_fake("difflayers::transport_backward")
+    def _(gradient: Any, scores: Any, steepness: Any, payload: Any, *rest: Any) -> Any:
+        of_steepness, of_payload = rest[-2:]
+        rows = scores.shape[0]
+        return (
+            scores.new_empty(scores.shape),
+            scores.new_empty(rows if of_steepness else 0),
+            scores.new_empty((rows, *payload.shape[1:]) if of_payload else (0,)),
+        )
+
+    @torch.library.register_fake("difflayers::transport_double_backward")
+    def _(h_scores: Any, h_steepness: Any, h_payload: Any, gradient: Any, scores: Any, steepness: Any,
+          payload: Any, *rest: Any) -> Any:  # fmt: skip
+        rows = scores.shape[0]
+        return (
+            gradient.new_empty(gradient.shape),
+            scores.new_empty(scores.shape),
+            scores.new_empty(rows),
+            scores.new_empty((rows, *payload.shape[1:]) if payload is not None else (0,)),
+        )
+
+    for op in (forward, backward, double):
+
+        def batched(info: Any, in_dims: Any, *arguments: Any, op: Any = op) -> Any:
+            return _folded(info, in_dims, op, *arguments)
+
+        torch.library.register_vmap(op._qualname, batched)
+
+    run_double = not_differentiable(
+        double, "the third derivative of a sorting network is not implemented; use difflayers.swaps.Custom, "
+        "which runs on the plain-PyTorch path and can be differentiated without limit"
+    )
+
+    def save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:4])
+        ctx.settings = inputs[4:]
+        ctx.set_materialize_grads(False)
+
+    def differentiate_backward(ctx: Any, h_scores: Any, h_steepness: Any, h_payload: Any) -> Any:
+        gradient, scores, steepness, payload = ctx.saved_tensors
+        settings, (of_steepness, of_payload) = ctx.settings[:-2], ctx.settings[-2:]
+        if not of_steepness:
+            h_steepness = None
+        if not of_payload:
+            h_payload = None
+        h_scores = torch.zeros_like(scores) if h_scores is None else h_scores
+        of_gradient, of_scores, of_steep, of_load = run_double(
+            h_scores, h_steepness, h_payload, gradient, scores, steepness, payload, *settings
+        )
+        return (
+            of_gradient,
+            of_scores,
+            of_steep if of_steepness else None,
+            of_load if of_payload else None,
+            *(None for _ in ctx.settings),
+        )
+
+    run_backward = differentiable(backward, setup_context=save_backward, backward=differentiate_backward)
+
+    def save_forward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.settings = inputs[3:]
+
+    def differentiate(ctx: Any, gradient: Any) -> Any:
+        scores, steepness, payload = ctx.saved_tensors
+        _, of_steepness, of_payload = ctx.needs_input_grad[:3]
+        of_scores, of_steep, of_load = run_backward(
+            gradient, scores, steepness, payload, *ctx.settings, of_steepness, of_payload
+        )
+        return (
+            of_scores,
+            of_steep if of_steepness else None,
+            of_load if of_payload else None,
+            *(None for _ in ctx.settings),
+        )
+
+    return differentiable(forward, setup_context=save_forward, backward=differentiate)
+
+
+if COMPILED:
+    transport = _define_transport()

@@ -1,0 +1,127 @@
+"""One call's input as rows: checked, `dim` last, batch flattened, in the dtype that is computed in."""
+
+from __future__ import annotations
+
+import math
+from typing import Union
+
+import torch
+from torch import Tensor
+
+from .. import _checks, _ops
+from . import networks, reference, swaps
+from .networks import Network
+from .steepness import RelativeSteepness
+from .swaps import Swap
+
+Steepness = Union[float, Tensor, RelativeSteepness]
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+class Rows:
+    """The scores x as B rows of n, with the settings under which they are to be transported.
+
+    Attributes:
+        scores: [B, n], float32 or float64; absent elements hold `absent`.
+        present: [B, n] bool, or None when everything is.
+        count: [B, 1] number of present elements, or None.
+        n: number of elements of a row.
+    """
+
+    def __init__(
+        self,
+        function: str,
+        x: Tensor,
+        *,
+        network: str | Network,
+        swap: str | Swap,
+        steepness: Steepness,
+        hard: bool,
+        mask: Tensor | None,
+        dim: int,
+        absent: float = math.inf,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        x = _checks.tensor(function, "x", x)
+        self.dim = _checks.dimension(function, "x", x, dim)
+        self.hard = _checks.boolean(function, "hard", hard)
+        self.swap = swaps.resolve(function, swap)
+        self.dtype = x.dtype
+        if compute_dtype is None:
+            compute_dtype = torch.float32 if x.dtype in _HALF else x.dtype
+        moved = x if self.dim == -1 else x.movedim(self.dim, -1)
+        self.lead = moved.shape[:-1]
+        self.n = moved.shape[-1]
+        self.network = networks.resolve(function, network, self.n)
+        self.size = math.prod(self.lead)
+        scores = moved.reshape(self.size, self.n).to(compute_dtype)
+        self.present = self.count = None
+        if mask is not None:
+            self.present = self._rows_of_mask(function, x, mask)
+            self.count = self.present.sum(dim=1, keepdim=True)
+            scores = torch.where(self.present, scores, absent)
+        self.scores = scores
+        self.steepness = self._rows_of_steepness(function, x, steepness)
+
+    def _rows_of_mask(self, function: str, x: Tensor, mask: Tensor) -> Tensor:
+        if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+            got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+            raise TypeError(f"{function}: argument 'mask' must be a bool tensor (True = present), got {got}")
+        try:
+            mask = mask.expand(x.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{function}: argument 'mask' must be broadcastable to the input's shape {tuple(x.shape)}, "
+                f"got {tuple(mask.shape)}"
+            ) from None
+        return mask.movedim(self.dim, -1).reshape(self.size, self.n)
+
+    def _rows_of_steepness(self, function: str, x: Tensor, steepness: Steepness) -> Tensor:
+        scores = self.scores
+        if isinstance(steepness, RelativeSteepness):
+            return steepness.of(scores)
+        if not isinstance(steepness, Tensor):
+            value = _checks.number(function, "steepness", steepness, above=0.0, maximum=torch.finfo(scores.dtype).max)
+            return scores.new_full((1,), value)
+        steepness = _checks.tensor(function, "steepness", steepness)
+        shape = list(x.shape)
+        shape[self.dim] = 1
+        try:
+            rows = steepness.expand(shape)
+        except RuntimeError:
+            raise ValueError(
+                f"{function}: argument 'steepness' must be broadcastable to the input's shape with size 1 at "
+                f"dim {self.dim}, {tuple(shape)}, got {tuple(steepness.shape)}; use keepdim form"
+            ) from None
+        if _checks.contents_are_checked(steepness) and not bool(((steepness > 0) & steepness.isfinite()).all()):
+            bad = steepness.detach()[~((steepness > 0) & steepness.isfinite())].flatten()[0].item()
+            raise ValueError(f"{function}: argument 'steepness' must be positive and finite everywhere, got {bad}")
+        rows = rows.to(device=scores.device, dtype=scores.dtype)
+        if self.dim != -1:
+            rows = rows.movedim(self.dim, -1)
+        rows = rows.reshape(self.size)
+        # where contents go unchecked, a steepness that is not positive makes its row NaN instead of nonsense
+        return torch.where(rows > 0, rows, torch.nan)
+
+    def transport(self, what: str, payload: Tensor | None = None, first: int = 0, last: int | None = None) -> Tensor:
+        """See `reference.transport`; runs the kernel of the device where there is one."""
+        last = self.n if last is None else last
+        if self.swap.compiled and _ops.has_kernel("transport", self.scores.device):
+            return _ops.transport(
+                self.scores, self.steepness, payload, what, self.network, first, last,
+                self.swap.name, self.swap.parameter, self.hard,
+            )  # fmt: skip
+        return reference.transport(
+            self.scores, self.steepness, payload, what, self.network, first, last, self.swap, self.hard
+        )
+
+    def occupied(self, first: int = 0, last: int | None = None) -> Tensor:
+        """[B, last - first] bool: the output positions that a present element fills (absent ones come last)."""
+        assert self.count is not None
+        return torch.arange(self.n, device=self.scores.device)[None, first:last] < self.count
+
+    def restore(self, result: Tensor) -> Tensor:
+        """[B, k] -> the input's shape with k at dim, in the input's dtype."""
+        result = result.reshape(*self.lead, result.shape[1]).to(self.dtype)
+        return result if self.dim == -1 else result.movedim(-1, self.dim)
