@@ -62,6 +62,8 @@ def tensor(function: str, name: str, value: object) -> Tensor:
 
 def dimension(function: str, name: str, x: Tensor, dim: object) -> int:
     """`dim` as a negative index into x."""
+    if dim == -1 and type(dim) is int and x.dim() > 0:
+        return -1
     index = integer(function, "dim", dim)
     if x.dim() == 0:
         raise ValueError(f"{function}: argument '{name}' must have at least one dimension, got a scalar")
@@ -92,7 +94,7 @@ def number(
     below: float | None = None,
 ) -> float:
     """A finite Python number in the interval given by its inclusive or exclusive ends."""
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+    if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{function}: argument '{name}' must be a number, got {type(value).__name__}")
     result = float(value)
     inside = math.isfinite(result)

@@ -37,10 +37,10 @@ else:
 
 def has_kernel(op: str, device: torch.device) -> bool:
     """Whether a kernel of this operator is compiled in for the device (fake and meta tensors count as compiled)."""
-    if not COMPILED:
-        return False
-    key = {"cpu": "CPU", "cuda": "CUDA", "meta": "Meta"}.get(device.type)
-    return key is not None and (key == "CPU" or _registered(op, key))
+    if not COMPILED or device.type == "cpu":
+        return COMPILED
+    key = {"cuda": "CUDA", "meta": "Meta"}.get(device.type)
+    return key is not None and _registered(op, key)
 
 
 def _registered(op: str, key: str) -> bool:
@@ -140,7 +140,7 @@ def _define_transport() -> Any:
         return (
             gradient.new_empty(gradient.shape),
             scores.new_empty(scores.shape),
-            scores.new_empty(rows),
+            scores.new_empty(rows if steepness is not None else 0),
             scores.new_empty((rows, *payload.shape[1:]) if payload is not None else (0,)),
         )
 
@@ -149,7 +149,7 @@ def _define_transport() -> Any:
         def batched(info: Any, in_dims: Any, *arguments: Any, op: Any = op) -> Any:
             return _folded(info, in_dims, op, *arguments)
 
-        torch.library.register_vmap(op._qualname, batched)
+        torch.library.register_vmap(op._schema.name, batched)
 
     run_double = not_differentiable(
         double, "the third derivative of a sorting network is not implemented; use difflayers.swaps.Custom, "

@@ -2,16 +2,31 @@
 
 from . import swaps
 from .functional import TopKResult, median, permutation, quantile, rank, sort, sort_by, topk
+from .layers import Rank, Sort, Sorted, SortingNetwork, TopK
+from .losses import NDCGLoss, PermutationCrossEntropy, SpearmanLoss, permutation_cross_entropy
 from .networks import NETWORKS, Network
+from .scorer import EquivariantScorer
 from .steepness import RelativeSteepness
+from .topk_cross_entropy import TopKCrossEntropy
 
 __all__ = [
     "NETWORKS",
+    "EquivariantScorer",
+    "NDCGLoss",
     "Network",
+    "PermutationCrossEntropy",
+    "Rank",
     "RelativeSteepness",
+    "Sort",
+    "Sorted",
+    "SortingNetwork",
+    "SpearmanLoss",
+    "TopK",
+    "TopKCrossEntropy",
     "TopKResult",
     "median",
     "permutation",
+    "permutation_cross_entropy",
     "quantile",
     "rank",
     "sort",

@@ -72,13 +72,14 @@ def _mix(payload: Tensor, step: Comparison) -> Tensor:
 
 def transport(
     scores: Tensor,
-    steepness: Tensor,
+    steepness: Tensor | None,
     payload: Tensor | None,
     what: str,
     network: str,
     first: int,
     last: int,
     swap: Swap,
+    constant: float,
     hard: bool,
 ) -> Tensor:
     """Moves scores, or a payload, through the network; only output wires first..last-1 are wanted.
@@ -94,14 +95,17 @@ def transport(
 
     Args:
         scores: [B, n], float32 or float64. A row with a NaN comes out as NaN everywhere.
-        steepness: [B] or [1].
+        steepness: [B], or None: then every row has the steepness `constant`.
         network: a specification string of `networks.resolve`.
     """
     n = scores.shape[1]
     layers = networks.layers(network, n, first, last)
     broken = torch.isnan(scores).any(dim=1, keepdim=True)
-    poison = torch.where(broken, torch.nan, 1.0).to(scores.dtype)  # [B, 1]; multiplies values and gradients alike
-    values, trace = _run(scores, steepness[:, None], layers, swap, hard)
+    # [B, 1]; multiplies values and gradients alike. The empty sum ties the result to the graph of the scores
+    # even where no comparator does (n < 2).
+    poison = torch.where(broken, torch.nan, 1.0).to(scores.dtype) + scores[:, :0].sum(dim=1, keepdim=True)
+    s = scores.new_full((1, 1), constant) if steepness is None else steepness[:, None]
+    values, trace = _run(scores, s, layers, swap, hard)
     if what == "values":
         return values[:, first:last] * poison
     if what == "matrix":

@@ -14,7 +14,7 @@ from .networks import Network
 from .steepness import RelativeSteepness
 from .swaps import Swap
 
-Steepness = Union[float, Tensor, RelativeSteepness]
+Steepness = Union[float, Tensor, RelativeSteepness]  # noqa: UP007 (evaluated at run time on Python 3.10)
 
 _HALF = (torch.float16, torch.bfloat16)
 
@@ -55,14 +55,16 @@ class Rows:
         self.n = moved.shape[-1]
         self.network = networks.resolve(function, network, self.n)
         self.size = math.prod(self.lead)
-        scores = moved.reshape(self.size, self.n).to(compute_dtype)
+        scores = moved if moved.dim() == 2 else moved.reshape(self.size, self.n)
+        if x.dtype != compute_dtype:
+            scores = scores.to(compute_dtype)
         self.present = self.count = None
         if mask is not None:
             self.present = self._rows_of_mask(function, x, mask)
             self.count = self.present.sum(dim=1, keepdim=True)
             scores = torch.where(self.present, scores, absent)
         self.scores = scores
-        self.steepness = self._rows_of_steepness(function, x, steepness)
+        self.steepness, self.constant = self._rows_of_steepness(function, x, steepness)
 
     def _rows_of_mask(self, function: str, x: Tensor, mask: Tensor) -> Tensor:
         if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
@@ -77,13 +79,14 @@ class Rows:
             ) from None
         return mask.movedim(self.dim, -1).reshape(self.size, self.n)
 
-    def _rows_of_steepness(self, function: str, x: Tensor, steepness: Steepness) -> Tensor:
+    def _rows_of_steepness(self, function: str, x: Tensor, steepness: Steepness) -> tuple[Tensor | None, float]:
+        """The steepness of each row, or None and the one number for all."""
         scores = self.scores
         if isinstance(steepness, RelativeSteepness):
-            return steepness.of(scores)
+            return steepness.of(scores), 1.0
         if not isinstance(steepness, Tensor):
-            value = _checks.number(function, "steepness", steepness, above=0.0, maximum=torch.finfo(scores.dtype).max)
-            return scores.new_full((1,), value)
+            limit = torch.finfo(scores.dtype).max
+            return None, _checks.number(function, "steepness", steepness, above=0.0, maximum=limit)
         steepness = _checks.tensor(function, "steepness", steepness)
         shape = list(x.shape)
         shape[self.dim] = 1
@@ -102,7 +105,7 @@ class Rows:
             rows = rows.movedim(self.dim, -1)
         rows = rows.reshape(self.size)
         # where contents go unchecked, a steepness that is not positive makes its row NaN instead of nonsense
-        return torch.where(rows > 0, rows, torch.nan)
+        return torch.where(rows > 0, rows, torch.nan), 1.0
 
     def transport(self, what: str, payload: Tensor | None = None, first: int = 0, last: int | None = None) -> Tensor:
         """See `reference.transport`; runs the kernel of the device where there is one."""
@@ -110,10 +113,10 @@ class Rows:
         if self.swap.compiled and _ops.has_kernel("transport", self.scores.device):
             return _ops.transport(
                 self.scores, self.steepness, payload, what, self.network, first, last,
-                self.swap.name, self.swap.parameter, self.hard,
+                self.swap.name, self.swap.parameter, self.constant, self.hard,
             )  # fmt: skip
         return reference.transport(
-            self.scores, self.steepness, payload, what, self.network, first, last, self.swap, self.hard
+            self.scores, self.steepness, payload, what, self.network, first, last, self.swap, self.constant, self.hard
         )
 
     def occupied(self, first: int = 0, last: int | None = None) -> Tensor:
@@ -123,5 +126,8 @@ class Rows:
 
     def restore(self, result: Tensor) -> Tensor:
         """[B, k] -> the input's shape with k at dim, in the input's dtype."""
-        result = result.reshape(*self.lead, result.shape[1]).to(self.dtype)
+        if len(self.lead) != 1:
+            result = result.reshape(*self.lead, result.shape[1])
+        if result.dtype != self.dtype:
+            result = result.to(self.dtype)
         return result if self.dim == -1 else result.movedim(-1, self.dim)

@@ -1,0 +1,22 @@
+// Which of the compiled instruction sets runs: the best that the processor has, or DIFFLAYERS_ISA.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include "sorting_kernels.h"
+
+namespace difflayers::cpu {
+
+struct InstructionSet {
+  const char* name;  // "baseline", "avx2", "avx512"
+  const KernelSet* kernels;
+};
+
+// Those compiled in that this processor can run, slowest first.
+const std::vector<InstructionSet>& instruction_sets();
+
+// The one in use, chosen at the first call. Throws when DIFFLAYERS_ISA names one that is not available.
+const InstructionSet& instruction_set();
+
+}  // namespace difflayers::cpu

@@ -1,0 +1,135 @@
+// Pack<T>: as many numbers as a vector register of this instruction set holds, with the arithmetic of one.
+//
+// GCC's and Clang's vector extension; the compiler picks the instructions. (Loops over scalars were tried first:
+// GCC 12 does not if-convert the swaps and leaves them scalar.) Include before swap.h, whose templates call
+// the functions declared here.
+#pragma once
+
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+
+#include "../approximations.h"
+
+#if defined(__AVX512F__)
+#define DL_VECTOR_BYTES 64
+#elif defined(__AVX2__)
+#define DL_VECTOR_BYTES 32
+#else
+#define DL_VECTOR_BYTES 16
+#endif
+
+namespace difflayers {
+inline namespace DL_ISA {
+
+template <class S>
+struct Vectors;
+template <>
+struct Vectors<float> {
+  typedef float Value __attribute__((vector_size(DL_VECTOR_BYTES)));
+  typedef int32_t Integer __attribute__((vector_size(DL_VECTOR_BYTES)));
+};
+template <>
+struct Vectors<double> {
+  typedef double Value __attribute__((vector_size(DL_VECTOR_BYTES)));
+  typedef int64_t Integer __attribute__((vector_size(DL_VECTOR_BYTES)));
+};
+
+template <class S>
+struct Mask {
+  typename Vectors<S>::Integer m;
+};
+
+template <class S>
+struct Pack {
+  using Value = typename Vectors<S>::Value;
+  static constexpr int size = DL_VECTOR_BYTES / sizeof(S);
+  Value v;
+
+  Pack() = default;
+  explicit Pack(Value value) : v(value) {}
+  template <class X>
+  explicit Pack(X x) : v(Value{} + static_cast<S>(x)) {}
+
+  static Pack load(const S* from) {
+    Pack p;
+    __builtin_memcpy(&p.v, from, sizeof p.v);
+    return p;
+  }
+  void store(S* to) const { __builtin_memcpy(to, &v, sizeof v); }
+  S sum() const {
+    S total = 0;
+    for (int i = 0; i < size; ++i) total += v[i];
+    return total;
+  }
+};
+
+template <class S>
+struct ConditionFor<Pack<S>> {
+  using Type = Mask<S>;
+};
+
+#define DL_PACK_OPERATOR(op)                              \
+  template <class S>                                      \
+  inline Pack<S> operator op(Pack<S> a, Pack<S> b) {      \
+    return Pack<S>(a.v op b.v);                           \
+  }
+DL_PACK_OPERATOR(+)
+DL_PACK_OPERATOR(-)
+DL_PACK_OPERATOR(*)
+DL_PACK_OPERATOR(/)
+#undef DL_PACK_OPERATOR
+template <class S>
+inline Pack<S> operator-(Pack<S> a) {
+  return Pack<S>(-a.v);
+}
+template <class S>
+inline Mask<S> operator<(Pack<S> a, Pack<S> b) {
+  return {a.v < b.v};
+}
+template <class S>
+inline Mask<S> operator>(Pack<S> a, Pack<S> b) {
+  return {a.v > b.v};
+}
+template <class S>
+inline Pack<S> select(Mask<S> condition, Pack<S> a, Pack<S> b) {
+  return Pack<S>(condition.m ? a.v : b.v);
+}
+
+namespace math {
+
+template <>
+struct Bits<Pack<float>> {
+  using Integer = Vectors<float>::Integer;
+  static Integer of(Pack<float> x) { return reinterpret_cast<Integer>(x.v); }
+  static Pack<float> to_value(Integer bits) { return Pack<float>(reinterpret_cast<Vectors<float>::Value>(bits)); }
+  static Pack<float> convert(Integer i) { return Pack<float>(__builtin_convertvector(i, Vectors<float>::Value)); }
+};
+
+#ifdef __AVX512F__
+// 1 / x for x > 0 within 2 units in the last place, 0 above 1e37: division would be the slowest part of a swap
+inline Pack<float> reciprocal(Pack<float> x) {
+  const Pack<float> guess(_mm512_maskz_rcp14_ps(0xffff, x.v));
+  return select(x > Pack<float>(1e37f), Pack<float>(0.0f), guess * (Pack<float>(2.0f) - x * guess));
+}
+#endif
+
+#define DL_PACK_FUNCTION(f)                                          \
+  inline Pack<float> f(Pack<float> x) { return polynomial::f(x); }   \
+  inline Pack<double> f(Pack<double> x) {                            \
+    for (int i = 0; i < Pack<double>::size; ++i) x.v[i] = f(x.v[i]); \
+    return x;                                                        \
+  }
+DL_PACK_FUNCTION(exp_of_minus)
+DL_PACK_FUNCTION(arctan_over_pi)
+DL_PACK_FUNCTION(normal_tail)
+#undef DL_PACK_FUNCTION
+inline Pack<float> power(Pack<float> x, Pack<float> y) { return polynomial::power(x, y); }
+inline Pack<double> power(Pack<double> x, Pack<double> y) {
+  for (int i = 0; i < Pack<double>::size; ++i) x.v[i] = power(double(x.v[i]), double(y.v[i]));
+  return x;
+}
+
+}  // namespace math
+}  // namespace DL_ISA
+}  // namespace difflayers

@@ -1,0 +1,753 @@
+// The CPU kernels of the sorting family, compiled once per instruction set (DL_ISA names it).
+//
+// A tile of `width` samples is interleaved, wire by wire, so that one packet of 16 lanes holds 16 / width
+// comparators of a layer: many samples fill the lanes across the batch, few fill them within the sample.
+// Forward keeps nothing; the gradient replays the network in cache, writes a tape, and runs it backwards.
+// Where the tape would exceed 8 MiB, the network is cut into sqrt(layers) segments with a checkpoint each.
+// The second derivative is the gradient run on dual numbers.
+//
+// No inline function of the standard library may be used here: the linker would merge the copies of the
+// different instruction sets.
+#include "sorting_kernels.h"
+
+#include "pack.h"
+
+#include "../swap.h"
+
+#define DL_INLINE __attribute__((always_inline))
+
+namespace difflayers {
+inline namespace DL_ISA {
+namespace {
+
+using cpu::Job;
+using cpu::lanes;
+using cpu::Plan;
+using cpu::Step;
+using cpu::What;
+
+constexpr int64_t tape_limit = int64_t(8) << 20;  // bytes
+constexpr int stage_packets = 32;
+
+// Memory holds scalars S, registers Num: a Pack<S>, or a dual of two packs whose values and tangents lie in
+// separate planes of an array.
+template <class S>
+struct Span {
+  S* p;
+  int64_t plane;
+  Span at(int64_t i) const { return {p + i, plane}; }
+};
+template <class S, bool dual>
+struct NumberIn {
+  using Type = Pack<S>;
+};
+template <class S>
+struct NumberIn<S, true> {
+  using Type = Dual<Pack<S>>;
+};
+template <class Num>
+struct Access;
+template <class S>
+struct Access<Pack<S>> {
+  static Pack<S> get(Span<S> a, int64_t i) { return Pack<S>::load(a.p + i); }
+  static void set(Span<S> a, int64_t i, Pack<S> x) { x.store(a.p + i); }
+  static Pack<S> broadcast(Span<S> a, int64_t i) { return Pack<S>(a.p[i]); }
+  static void add_sum(Span<S> a, int64_t i, Pack<S> x) { a.p[i] += x.sum(); }
+};
+template <class S>
+struct Access<Dual<Pack<S>>> {
+  using Num = Dual<Pack<S>>;
+  static Num get(Span<S> a, int64_t i) { return {Pack<S>::load(a.p + i), Pack<S>::load(a.p + a.plane + i)}; }
+  static void set(Span<S> a, int64_t i, Num x) {
+    x.v.store(a.p + i);
+    x.t.store(a.p + a.plane + i);
+  }
+  static Num broadcast(Span<S> a, int64_t i) { return {Pack<S>(a.p[i]), Pack<S>(a.p[a.plane + i])}; }
+  static void add_sum(Span<S> a, int64_t i, Num x) {
+    a.p[i] += x.v.sum();
+    a.p[a.plane + i] += x.t.sum();
+  }
+};
+
+// Hands out pieces of the scratch; without one it only counts.
+struct Arena {
+  char* base;
+  size_t used = 0;
+  template <class Element>
+  Element* take(int64_t count) {
+    Element* piece = reinterpret_cast<Element*>(base + used);
+    used += (static_cast<size_t>(count) * sizeof(Element) + 63) / 64 * 64;
+    return piece;
+  }
+  template <class S>
+  Span<S> span(int64_t count, int planes) {
+    const int64_t plane = (count + lanes - 1) / lanes * lanes;
+    return {take<S>(plane * planes), plane};
+  }
+};
+
+template <int width, bool out, class T>
+void exchange_fixed(T* wires, T* stage, const int32_t* index, int64_t count) {
+  for (int64_t k = 0; k < count; ++k) {
+    T* wire = wires + int64_t(index[k]) * width;
+    for (int w = 0; w < width; ++w) (out ? wire : stage + k * width)[w] = (out ? stage + k * width : wire)[w];
+  }
+}
+
+// Wires named by index -> contiguous stage, or back.
+template <bool out, class T>
+void exchange(int64_t width, T* wires, T* stage, const int32_t* index, int64_t count) {
+  switch (width) {
+    case 1: return exchange_fixed<1, out>(wires, stage, index, count);
+    case 2: return exchange_fixed<2, out>(wires, stage, index, count);
+    case 4: return exchange_fixed<4, out>(wires, stage, index, count);
+    case 8: return exchange_fixed<8, out>(wires, stage, index, count);
+    default: return exchange_fixed<16, out>(wires, stage, index, count);
+  }
+}
+
+// Calls f with the swap's type.
+template <class F>
+auto with_swap(int32_t swap, F f) {
+  switch (static_cast<SwapKind>(swap)) {
+    case SwapKind::logistic: return f(Logistic{});
+    case SwapKind::logistic_art: return f(LogisticART{});
+    case SwapKind::gaussian: return f(Gaussian{});
+    case SwapKind::reciprocal: return f(Reciprocal{});
+    case SwapKind::optimal: return f(Optimal{});
+    default: return f(Cauchy{});
+  }
+}
+
+enum class Pass { forward, gradient, curvature };
+
+// What a forward pass writes to the tape.
+enum class Tape { none, weight, adjoint, adjoint_and_steepness, difference, difference_and_weight };
+
+// One tile: the state is the scores X and a payload F that travel forward, and their adjoint G and a payload R
+// that travel backward. The gradient by a mixing weight is (R_a - R_b)(F_b - F_a) whichever of the two is the
+// payload and which the incoming gradient, so one pass serves P V and its transpose.
+template <class S, bool dual>
+class Tile {
+  using T = Pack<S>;
+  using Num = typename NumberIn<S, dual>::Type;
+  using N = NumberOf<Num>;
+  using A = Access<Num>;
+  static constexpr int planes_of_number = dual ? 2 : 1;
+
+ public:
+  Tile(const Job<S>& job, Pass pass, int64_t tile, void* scratch)
+      : job(job), plan(*job.plan), pass(pass), n(plan.n), width(plan.width), row(tile * plan.width),
+        live(static_cast<int>(job.rows - row < width ? job.rows - row : width)), soft(job.hard ? 0 : 1),
+        arena{static_cast<char*>(scratch)} {
+    const bool single = job.what != What::values && !job.by_column;  // a payload, column by column
+    const bool backwards = pass != Pass::forward;
+    X = span(n * width);
+    if (single && (backwards || job.what == What::carry)) F = span(n * width);
+    if (backwards) G = span(n * width);
+    if (single && (backwards || job.what == What::carry_transposed)) R = span(n * width);
+    for (auto& array : stage)
+      for (auto& side : array) side = span(stage_packets * lanes);
+
+    const int planes = tape_planes();
+    const int64_t packet_bytes = lanes * static_cast<int64_t>(sizeof(S)) * planes_of_number;
+    if (planes > 0) {
+      int64_t longest = plan.packets;
+      if (!job.by_column && plan.packets * packet_bytes * planes > tape_limit) {
+        segments = root(plan.layers);
+        checkpoints = span(segments * n * width * (F.p != nullptr ? 2 : 1));
+        longest = share(plan.packets, segments) + stage_or_layer_limit();
+      }
+      for (int i = 0; i < planes; ++i) tape[i] = span(longest * lanes);
+      bounds = arena.take<int64_t>(segments + 1);
+    }
+    if (job.by_column) {
+      column = span(n * lanes);
+      visited = arena.take<int32_t>(plan.comparators);
+      active = arena.take<char>(n);
+      if (backwards) {
+        reverse_column = span(n * lanes);
+        if (plan.comparators * packet_bytes > tape_limit) column_segments = root(plan.layers);
+        differences = span(share(plan.comparators, column_segments) * lanes);
+        if (column_segments > 1) checkpoints = span(column_segments * n * lanes);
+      }
+    }
+    if (scratch == nullptr) return;
+    if (planes > 0) cut();
+    load_steepness();
+  }
+
+  size_t bytes() const { return arena.used; }
+
+  void forward() {
+    load_scores();
+    const int64_t wanted = job.last - job.first;
+    if (job.what == What::values) {
+      advance<Tape::none, false>(0, plan.steps, 0);
+      return store(X, job.result, wanted, 1, job.first, job.last);
+    }
+    if (job.by_column) {
+      advance<Tape::weight, false>(0, plan.steps, 0);
+      for (int w = 0; w < live; ++w) columns_forward(w);
+      return;
+    }
+    for (int64_t j = 0; j < job.m; ++j) {
+      if (j > 0) load_scores();
+      if (job.what == What::carry) {
+        load(F, job.payload + j, nullptr, job.payload_stride, job.m, 0, n);
+        advance<Tape::none, true>(0, plan.steps, 0);
+        store(F, job.result + j, wanted * job.m, job.m, job.first, job.last);
+      } else {
+        load(R, job.payload + j, nullptr, job.payload_stride, job.m, job.first, job.last);
+        sweep([&](int64_t begin, int64_t end, int64_t base) { advance<Tape::weight, false>(begin, end, base); },
+              [] {}, [&](int64_t begin, int64_t end, int64_t base) { mix_back(begin, end, base); });
+        store(R, job.result + j, n * job.m, job.m, 0, n);
+      }
+    }
+  }
+
+  // The derivatives by scores, steepness and payload; on duals, their derivatives in the direction h.
+  void gradient() {
+    S sums[2 * lanes] = {};
+    steepness_sums = {sums, lanes};
+    load_scores();
+    if (job.what == What::values)
+      gradient_of_values();
+    else if (job.by_column)
+      gradient_by_columns();
+    else
+      for (int64_t j = 0; j < job.m; ++j) gradient_of_column(j);
+    if (job.of_steepness == nullptr) return;
+    for (int w = 0; w < live; ++w) {
+      S sum = 0;
+      for (int64_t l = w; l < lanes; l += width) sum += wanted(steepness_sums)[l];
+      job.of_steepness[row + w] = broken[w] ? S(NAN) : sum;
+    }
+  }
+
+ private:
+  const Job<S>& job;
+  const Plan& plan;
+  const Pass pass;
+  const int64_t n, width, row;
+  const int live;
+  const S soft;
+  Arena arena;
+  Span<S> X{}, F{}, G{}, R{};  // [n][width]
+  Span<S> stage[2][2]{};       // gathered sides of two arrays
+  Span<S> tape[3]{};
+  Span<S> checkpoints{};
+  Span<S> column{}, reverse_column{}, differences{};  // 16 payload columns of one sample, [n][16]
+  int64_t* bounds = nullptr;                            // first step of each segment
+  int32_t* visited = nullptr;
+  char* active = nullptr;
+  int64_t segments = 1, column_segments = 1;
+  Span<S> steepness_sums{};
+  S steepness_planes[2 * lanes];
+  bool broken[lanes];
+
+  static int64_t root(int64_t x) {
+    int64_t r = 1;
+    while (r * r < x) ++r;
+    return r;
+  }
+  static int64_t share(int64_t total, int64_t parts) { return (total + parts - 1) / parts; }
+  int tape_planes() const {
+    if (pass == Pass::forward) return job.what == What::carry_transposed || job.by_column ? 1 : 0;
+    if (job.by_column) return 3;                                             // d, c, gradient by c
+    if (job.what == What::values) return job.of_steepness_wanted ? 2 : 1;    // e, r w_s
+    return 2;                                                                // d, differences of F
+  }
+  // a segment ends with the step that fills it, so it may exceed its share by one step
+  int64_t stage_or_layer_limit() const {
+    int64_t longest = 0;
+    for (int64_t i = 0; i < plan.steps; ++i)
+      if (plan.step[i].packets > longest) longest = plan.step[i].packets;
+    return longest;
+  }
+  void cut() {
+    int64_t step = 0;
+    for (int64_t i = 0; i < segments; ++i) {
+      bounds[i] = step;
+      while (step < plan.steps && plan.step[step].tape < (i + 1) * share(plan.packets, segments)) ++step;
+    }
+    bounds[segments] = plan.steps;
+  }
+
+
+  void load_steepness() {
+    for (int l = 0; l < lanes; ++l) {
+      const int w = l % static_cast<int>(width);
+      steepness_planes[l] = job.steepness != nullptr && w < live ? job.steepness[row + w] : job.constant;
+      const bool moves = pass == Pass::curvature && job.h_steepness != nullptr && w < live;
+      steepness_planes[lanes + l] = moves ? job.h_steepness[row + w] : S(0);
+    }
+  }
+
+  // wires [begin, end) from element i * step of each row, zeros elsewhere; `tangent` likewise or null
+  void load(Span<S> to, const S* from, const S* tangent, int64_t row_stride, int64_t step, int64_t begin,
+            int64_t end) {
+    if (begin > 0 || end < n || live < width || (planes_of_number == 2 && tangent == nullptr)) fill(to, n * width);
+    const S* sources[2] = {from, tangent};
+    for (int plane = 0; plane < planes_of_number; ++plane) {
+      if (sources[plane] == nullptr) continue;
+      for (int w = 0; w < live; ++w) {
+        const S* source = sources[plane] + (row + w) * row_stride;
+        S* target = to.p + plane * to.plane + begin * width + w;
+        for (int64_t i = 0; i < end - begin; ++i) target[i * width] = source[i * step];
+      }
+    }
+  }
+
+  void load_scores() {
+    load(X, job.scores, pass == Pass::curvature ? job.h_scores : nullptr, n, 1, 0, n);
+    for (int w = 0; w < live; ++w) {
+      const S* source = job.scores + (row + w) * n;
+      bool nan = false;
+      for (int64_t i = 0; i < n; ++i) nan |= source[i] != source[i];
+      broken[w] = nan;
+    }
+  }
+
+  // the plane that the caller wants: values, or tangents in the second derivative
+  const S* wanted(Span<S> a) const { return a.p + (planes_of_number - 1) * a.plane; }
+
+  void store(Span<S> from, S* to, int64_t row_stride, int64_t step, int64_t begin, int64_t end, bool add = false) {
+    for (int w = 0; w < live; ++w) {
+      S* target = to + (row + w) * row_stride;
+      const S* source = wanted(from) + begin * width + w;
+      if (broken[w]) {
+        for (int64_t i = 0; i < end - begin; ++i) target[i * step] = S(NAN);
+      } else if (add) {
+        for (int64_t i = 0; i < end - begin; ++i) target[i * step] += source[i * width];
+      } else {
+        for (int64_t i = 0; i < end - begin; ++i) target[i * step] = source[i * width];
+      }
+    }
+  }
+
+  Span<S> span(int64_t count) { return arena.span<S>(count, planes_of_number); }
+  void fill(Span<S> a, int64_t count) {
+    for (int plane = 0; plane < planes_of_number; ++plane)
+      for (int64_t i = 0; i < count; ++i) a.p[plane * a.plane + i] = 0;
+  }
+  void copy(Span<S> to, Span<S> from, int64_t count) {
+    for (int plane = 0; plane < planes_of_number; ++plane)
+      __builtin_memcpy(to.p + plane * to.plane, from.p + plane * from.plane, count * sizeof(S));
+  }
+
+  // Calls body(a, b, packets, tape packet) for steps [begin, end), backwards if told; a[i] and b[i] are the
+  // two sides of wires[i], in place for direct steps and in the stage for the others.
+  template <int arrays, bool backwards, class Body>
+  void walk(Span<S> (&wires)[arrays], int64_t begin, int64_t end, int64_t base, Body body) {
+    Span<S> a[arrays], b[arrays];
+    if (width == lanes && begin < end) {
+      // a comparator fills a packet: no steps needed
+      const int64_t from = plan.step[begin].comparator;
+      const int64_t to = plan.step[end - 1].comparator + plan.step[end - 1].count;
+      for (int64_t i = 0; i < to - from; ++i) {
+        const int64_t k = backwards ? to - 1 - i : from + i;
+        for (int array = 0; array < arrays; ++array) {
+          a[array] = wires[array].at(int64_t(plan.lower[k]) * lanes);
+          b[array] = wires[array].at(int64_t(plan.upper[k]) * lanes);
+        }
+        body(a, b, 1, k - base);
+      }
+      return;
+    }
+    for (int64_t i = 0; i < end - begin; ++i) {
+      const Step step = plan.step[backwards ? end - 1 - i : begin + i];
+      const int32_t* lower = plan.lower + step.comparator;
+      const int32_t* upper = plan.upper + step.comparator;
+      if (step.direct) {
+        for (int k = 0; k < arrays; ++k) {
+          a[k] = wires[k].at(int64_t(lower[0]) * width);
+          b[k] = wires[k].at(int64_t(upper[0]) * width);
+        }
+        body(a, b, step.packets, step.tape - base);
+        continue;
+      }
+      const int64_t used = step.count * width;
+      for (int k = 0; k < arrays; ++k) {
+        a[k] = stage[k][0];
+        b[k] = stage[k][1];
+        for (int plane = 0; plane < planes_of_number; ++plane) {
+          S* wire = wires[k].p + plane * wires[k].plane;
+          S* sides[2] = {a[k].p + plane * a[k].plane, b[k].p + plane * b[k].plane};
+          exchange<false>(width, wire, sides[0], lower, step.count);
+          exchange<false>(width, wire, sides[1], upper, step.count);
+          for (int64_t l = used; l < step.packets * lanes; ++l) sides[0][l] = sides[1][l] = S(0);
+        }
+      }
+      body(a, b, step.packets, step.tape - base);
+      for (int k = 0; k < arrays; ++k)
+        for (int plane = 0; plane < planes_of_number; ++plane) {
+          S* wire = wires[k].p + plane * wires[k].plane;
+          exchange<true>(width, wire, a[k].p + plane * a[k].plane, lower, step.count);
+          exchange<true>(width, wire, b[k].p + plane * b[k].plane, upper, step.count);
+        }
+    }
+  }
+
+  // Forward through all segments, then backward through each with its own tape, which begins at packet `base`.
+  template <class Forward, class AtEnd, class Backward>
+  void sweep(Forward forward, AtEnd at_end, Backward backward) {
+    const auto run = [&](int64_t i, auto& pass_over) {
+      pass_over(bounds[i], bounds[i + 1], bounds[i] < plan.steps ? plan.step[bounds[i]].tape : plan.packets);
+    };
+    const int64_t state = n * width;
+    const bool two = F.p != nullptr;
+    for (int64_t i = 0; i < segments; ++i) {
+      if (segments > 1) {
+        copy(checkpoints.at(i * state * (1 + two)), X, state);
+        if (two) copy(checkpoints.at((i * 2 + 1) * state), F, state);
+      }
+      run(i, forward);
+    }
+    at_end();
+    for (int64_t i = segments - 1; i >= 0; --i) {
+      if (i < segments - 1) {
+        copy(X, checkpoints.at(i * state * (1 + two)), state);
+        if (two) copy(F, checkpoints.at((i * 2 + 1) * state), state);
+        run(i, forward);
+      }
+      run(i, backward);
+    }
+  }
+
+  // One pass over steps [begin, end): X, and F when it carries a payload column.
+  template <Tape kind, bool carry>
+  void advance(int64_t begin, int64_t end, int64_t base) {
+    with_swap(job.swap, [&](auto swap) { advance_with<decltype(swap), kind, carry>(begin, end, base); });
+  }
+  template <class SwapType, Tape kind, bool carry>
+  void advance_with(int64_t begin, int64_t end, int64_t base) {
+    Span<S> wires[1 + carry];
+    wires[0] = X;
+    if constexpr (carry) wires[carry] = F;
+    const Span<S> steep{steepness_planes, lanes};
+    const T parameter(job.parameter), soft(this->soft);
+    const Span<S> first = tape[0], next = tape[1];
+    walk<1 + carry, false>(wires, begin, end, base, [=](auto& as, auto& bs, int64_t packets, int64_t at) DL_INLINE {
+      const Span<S> a = as[0], b = bs[0], fa = as[carry], fb = bs[carry];
+      for (int64_t i = 0; i < packets * lanes; i += T::size) {
+        const int64_t t0 = at * lanes + i;
+        const Num x = A::get(a, i), y = A::get(b, i), s = A::get(steep, i % lanes);
+        const Num d = y - x;
+        const Pair<Num> pair = compare(d);
+        const Terms<Num> t = relax<SwapType>(pair, s, parameter);
+        const Num moved = shift(pair, t, s, soft);
+        A::set(a, i, select(pair.exchanged, y, x) + moved);
+        A::set(b, i, select(pair.exchanged, x, y) - moved);
+        if constexpr (kind == Tape::weight) A::set(first, t0, weight(pair, t, soft));
+        if constexpr (kind == Tape::adjoint || kind == Tape::adjoint_and_steepness)
+          A::set(first, t0, signed_e(pair, t));
+        if constexpr (kind == Tape::adjoint_and_steepness) A::set(next, t0, pair.r * t.ws);
+        if constexpr (kind == Tape::difference || kind == Tape::difference_and_weight) A::set(first, t0, d);
+        if constexpr (kind == Tape::difference_and_weight) A::set(next, t0, weight(pair, t, soft));
+        if constexpr (carry) {
+          Num u = A::get(fa, i), v = A::get(fb, i);
+          if constexpr (kind == Tape::difference) A::set(next, t0, v - u);
+          mix(weight(pair, t, soft), u, v);
+          A::set(fa, i, u);
+          A::set(fb, i, v);
+        }
+      }
+    });
+  }
+
+  // R backwards through mixing weights on the tape.
+  void mix_back(int64_t begin, int64_t end, int64_t base) {
+    Span<S> wires[1] = {R};
+    const Span<S> c = tape[0];
+    walk<1, true>(wires, begin, end, base, [=](auto& as, auto& bs, int64_t packets, int64_t at) DL_INLINE {
+      for (int64_t i = 0; i < packets * lanes; i += T::size)
+        mix_at(as[0].at(i), bs[0].at(i), A::get(c, at * lanes + i));
+    });
+  }
+  static void mix_at(Span<S> a, Span<S> b, Num weight) {
+    Num u = A::get(a, 0), v = A::get(b, 0);
+    mix(weight, u, v);
+    A::set(a, 0, u);
+    A::set(b, 0, v);
+  }
+
+  // G backwards through e (and r w_s) on the tape.
+  template <bool steepness>
+  void adjoint_back(int64_t begin, int64_t end, int64_t base) {
+    Span<S> wires[1] = {G};
+    const Span<S> e = tape[0], moved_by_s = tape[1], sums = steepness_sums;
+    walk<1, true>(wires, begin, end, base, [=](auto& as, auto& bs, int64_t packets, int64_t at) DL_INLINE {
+      const Span<S> a = as[0], b = bs[0];
+      for (int64_t i = 0; i < packets * lanes; i += T::size) {
+        const int64_t t0 = at * lanes + i;
+        if constexpr (steepness)
+          add(sums, i % lanes, (A::get(a, i) - A::get(b, i)) * A::get(moved_by_s, t0));
+        Num u = A::get(a, i), v = A::get(b, i);
+        mix_lean(A::get(e, t0), u, v);
+        A::set(a, i, u);
+        A::set(b, i, v);
+      }
+    });
+  }
+  static void add(Span<S> to, int64_t i, Num x) { A::set(to, i, A::get(to, i) + x); }
+
+  // G backwards through d on the tape, with the gradient by c from R and the differences of F (fused), or
+  // from the tape.
+  template <bool fused>
+  void decision_back(int64_t begin, int64_t end, int64_t base) {
+    with_swap(job.swap, [&](auto swap) { decision_back_with<decltype(swap), fused>(begin, end, base); });
+  }
+  template <class SwapType, bool fused>
+  void decision_back_with(int64_t begin, int64_t end, int64_t base) {
+    Span<S> wires[1 + fused];
+    wires[0] = G;
+    if constexpr (fused) wires[fused] = R;
+    const Span<S> steep{steepness_planes, lanes}, sums = steepness_sums;
+    const T parameter(job.parameter), soft(this->soft);
+    const Span<S> ds = tape[0], differences_of_f = tape[1], of_weight = tape[2];
+    const bool of_steepness = job.of_steepness_wanted;
+    walk<1 + fused, true>(wires, begin, end, base, [=](auto& as, auto& bs, int64_t packets, int64_t at) DL_INLINE {
+      const Span<S> a = as[0], b = bs[0], ra = as[fused], rb = bs[fused];
+      for (int64_t i = 0; i < packets * lanes; i += T::size) {
+        const int64_t t0 = at * lanes + i;
+        const Pair<Num> pair = compare(A::get(ds, t0));
+        const Terms<Num> t = relax<SwapType>(pair, A::get(steep, i % lanes), parameter);
+        Num of_c;
+        if constexpr (fused) {
+          of_c = (A::get(ra, i) - A::get(rb, i)) * A::get(differences_of_f, t0);
+          mix_at(ra.at(i), rb.at(i), weight(pair, t, soft));
+        } else {
+          of_c = A::get(of_weight, t0);
+        }
+        Num u = A::get(a, i), v = A::get(b, i);
+        if (of_steepness) add(sums, i % lanes, of_c * weight_by_s(pair, t) + (u - v) * (pair.r * t.ws));
+        mix_lean(signed_e(pair, t), u, v);
+        const Num of_d = of_c * weight_by_d(pair, t);
+        A::set(a, i, u - of_d);
+        A::set(b, i, v + of_d);
+      }
+    });
+  }
+
+  void gradient_of_values() {
+    const int64_t wanted = job.last - job.first;
+    load(G, job.gradient, nullptr, wanted, 1, job.first, job.last);
+    const auto at_end = [&] {
+      if (pass == Pass::curvature) store(X, job.result, wanted, 1, job.first, job.last);
+    };
+    if (job.of_steepness_wanted)
+      sweep([&](int64_t begin, int64_t end, int64_t base) { advance<Tape::adjoint_and_steepness, false>(begin, end, base); },
+            at_end, [&](int64_t begin, int64_t end, int64_t base) { adjoint_back<true>(begin, end, base); });
+    else
+      sweep([&](int64_t begin, int64_t end, int64_t base) { advance<Tape::adjoint, false>(begin, end, base); },
+            at_end, [&](int64_t begin, int64_t end, int64_t base) { adjoint_back<false>(begin, end, base); });
+    store(G, job.of_scores, n, 1, 0, n);
+  }
+
+  // Column j of the payload and of the gradient by the result; F is the one that enters at the inputs.
+  void gradient_of_column(int64_t j) {
+    const bool transposed = job.what == What::carry_transposed;
+    const int64_t m = job.m, wanted = job.last - job.first;
+    if (j > 0) load_scores();
+    fill(G, n * width);
+    if (transposed) {
+      load(F, job.gradient + j, nullptr, n * m, m, 0, n);
+      load(R, job.payload + j, column_of(job.h_payload, j), job.payload_stride, m, job.first, job.last);
+    } else {
+      load(F, job.payload + j, column_of(job.h_payload, j), job.payload_stride, m, 0, n);
+      load(R, job.gradient + j, nullptr, wanted * m, m, job.first, job.last);
+    }
+    sweep([&](int64_t begin, int64_t end, int64_t base) { advance<Tape::difference, true>(begin, end, base); },
+          [&] {
+            S* to = transposed ? job.of_payload : pass == Pass::curvature ? job.result : nullptr;
+            if (to != nullptr) store(F, to + j, wanted * m, m, job.first, job.last);
+          },
+          [&](int64_t begin, int64_t end, int64_t base) { decision_back<true>(begin, end, base); });
+    S* to = !transposed ? job.of_payload : pass == Pass::curvature ? job.result : nullptr;
+    if (to != nullptr) store(R, to + j, n * m, m, 0, n);
+    store(G, job.of_scores, n, 1, 0, n, j > 0);
+  }
+  static const S* column_of(const S* base, int64_t j) { return base == nullptr ? nullptr : base + j; }
+
+  // --- payloads of many columns: 16 columns of one sample in the lanes -----------------------------------
+
+  // The comparators that act on something other than zeros when only wires [begin, end) enter non-zero.
+  int64_t reach(int64_t begin, int64_t end) {
+    int64_t count = 0;
+    for (int64_t i = 0; i < n; ++i) active[i] = i >= begin && i < end;
+    for (int64_t k = 0; k < plan.comparators; ++k) {
+      const char acts = active[plan.lower[k]] | active[plan.upper[k]];
+      active[plan.lower[k]] = active[plan.upper[k]] = acts;
+      visited[count] = static_cast<int32_t>(k);
+      count += acts;
+    }
+    return count;
+  }
+
+  void load_column(Span<S> to, const S* from, const S* tangent, int64_t begin, int64_t end, int64_t j, int64_t m) {
+    const int64_t filled = m - j < lanes ? m - j : lanes;
+    if (begin > 0 || end < n || filled < lanes || (planes_of_number == 2 && tangent == nullptr)) fill(to, n * lanes);
+    const S* sources[2] = {from, tangent};
+    for (int plane = 0; plane < planes_of_number; ++plane)
+      for (int64_t i = begin; sources[plane] != nullptr && i < end; ++i)
+        for (int64_t l = 0; l < filled; ++l)
+          to.p[plane * to.plane + i * lanes + l] = sources[plane][(i - begin) * m + j + l];
+  }
+  void load_identity(Span<S> to, int64_t j) {
+    fill(to, n * lanes);
+    for (int64_t l = 0; l < lanes && j + l < n; ++l) to.p[(j + l) * lanes + l] = S(1);
+  }
+  void store_column(Span<S> from, S* to, int64_t begin, int64_t end, int64_t j, int64_t m, bool nan) {
+    const int64_t filled = m - j < lanes ? m - j : lanes;
+    const S* source = wanted(from);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t l = 0; l < filled; ++l) to[(i - begin) * m + j + l] = nan ? S(NAN) : source[i * lanes + l];
+  }
+
+  // The column through visited comparators [begin, end), with the differences on their own tape if told.
+  template <bool keep>
+  void columns_advance(int64_t begin, int64_t end, int64_t w) {
+    const Span<S> c = tape[keep ? 1 : 0];
+    for (int64_t v = begin; v < end; ++v) {
+      const int32_t k = visited[v];
+      const Num weight = A::broadcast(c, plan.slot[k] + w);
+      const Span<S> a = column.at(int64_t(plan.lower[k]) * lanes), b = column.at(int64_t(plan.upper[k]) * lanes);
+      for (int64_t l = 0; l < lanes; l += T::size) {
+        if constexpr (keep) A::set(differences, (v - begin) * lanes + l, A::get(b, l) - A::get(a, l));
+        mix_at(a.at(l), b.at(l), weight);
+      }
+    }
+  }
+  // The reverse column back through them; adds the sum of (R_a - R_b)(F_b - F_a) to the gradient by each weight.
+  void columns_back(int64_t begin, int64_t end, int64_t w) {
+    for (int64_t v = end - 1; v >= begin; --v) {
+      const int32_t k = visited[v];
+      const Num weight = A::broadcast(tape[1], plan.slot[k] + w);
+      const Span<S> a = reverse_column.at(int64_t(plan.lower[k]) * lanes);
+      const Span<S> b = reverse_column.at(int64_t(plan.upper[k]) * lanes);
+      Num sum = N::constant(T(0));
+      for (int64_t l = 0; l < lanes; l += T::size) {
+        sum = sum + (A::get(a, l) - A::get(b, l)) * A::get(differences, (v - begin) * lanes + l);
+        mix_at(a.at(l), b.at(l), weight);
+      }
+      A::add_sum(tape[2], plan.slot[k] + w, sum);
+    }
+  }
+  void columns_back_only(int64_t w) {
+    for (int64_t k = plan.comparators - 1; k >= 0; --k) {
+      const Num weight = A::broadcast(tape[0], plan.slot[k] + w);
+      const Span<S> a = column.at(int64_t(plan.lower[k]) * lanes), b = column.at(int64_t(plan.upper[k]) * lanes);
+      for (int64_t l = 0; l < lanes; l += T::size) mix_at(a.at(l), b.at(l), weight);
+    }
+  }
+
+  void columns_forward(int w) {
+    const int64_t r = row + w, wanted = job.last - job.first;
+    const int64_t m = job.what == What::matrix ? n : job.m;
+    for (int64_t j = 0; j < m; j += lanes) {
+      if (job.what == What::carry_transposed) {
+        load_column(column, job.payload + r * job.payload_stride, nullptr, job.first, job.last, j, m);
+        columns_back_only(w);
+        store_column(column, job.result + r * n * m, 0, n, j, m, broken[w]);
+        continue;
+      }
+      int64_t count;
+      if (job.what == What::matrix) {
+        load_identity(column, j);
+        count = reach(j, j + lanes);
+      } else {
+        load_column(column, job.payload + r * job.payload_stride, nullptr, 0, n, j, m);
+        count = reach(0, n);
+      }
+      columns_advance<false>(0, count, w);
+      store_column(column, job.result + r * wanted * m, job.first, job.last, j, m, broken[w]);
+    }
+  }
+
+  void gradient_by_columns() {
+    advance<Tape::difference_and_weight, false>(0, plan.steps, 0);
+    fill(tape[2], plan.packets * lanes);
+    for (int w = 0; w < live; ++w) gradient_of_columns(w);
+    fill(G, n * width);
+    decision_back<false>(0, plan.steps, 0);
+    store(G, job.of_scores, n, 1, 0, n);
+  }
+
+  void gradient_of_columns(int w) {
+    const bool transposed = job.what == What::carry_transposed;
+    const int64_t r = row + w, wanted = job.last - job.first;
+    const int64_t m = job.what == What::matrix ? n : job.m;
+    const S* payload = job.payload == nullptr ? nullptr : job.payload + r * job.payload_stride;
+    const S* h_payload = job.h_payload == nullptr ? nullptr : job.h_payload + r * job.payload_stride;
+    S* const of_forward = transposed ? job.of_payload : pass == Pass::curvature ? job.result : nullptr;
+    S* const of_backward = !transposed ? job.of_payload : pass == Pass::curvature ? job.result : nullptr;
+    for (int64_t j = 0; j < m; j += lanes) {
+      int64_t count;
+      if (transposed) {
+        load_column(column, job.gradient + r * n * m, nullptr, 0, n, j, m);
+        load_column(reverse_column, payload, h_payload, job.first, job.last, j, m);
+        count = reach(0, n);
+      } else {
+        load_column(reverse_column, job.gradient + r * wanted * m, nullptr, job.first, job.last, j, m);
+        if (job.what == What::matrix) {
+          load_identity(column, j);
+          count = reach(j, j + lanes);
+        } else {
+          load_column(column, payload, h_payload, 0, n, j, m);
+          count = reach(0, n);
+        }
+      }
+      const int64_t part = share(plan.comparators, column_segments);
+      const int64_t parts = count == 0 ? 0 : share(count, part);
+      for (int64_t i = 0; i < parts; ++i) {
+        if (column_segments > 1) copy(checkpoints.at(i * n * lanes), column, n * lanes);
+        columns_advance<true>(i * part, count < (i + 1) * part ? count : (i + 1) * part, w);
+      }
+      if (of_forward != nullptr)
+        store_column(column, of_forward + r * wanted * m, job.first, job.last, j, m, broken[w]);
+      for (int64_t i = parts - 1; i >= 0; --i) {
+        const int64_t end = count < (i + 1) * part ? count : (i + 1) * part;
+        if (i < parts - 1) {
+          copy(column, checkpoints.at(i * n * lanes), n * lanes);
+          columns_advance<true>(i * part, end, w);
+        }
+        columns_back(i * part, end, w);
+      }
+      if (of_backward != nullptr) store_column(reverse_column, of_backward + r * n * m, 0, n, j, m, broken[w]);
+    }
+  }
+};
+
+template <class T>
+void run_forward(const Job<T>& job, int64_t tile, void* scratch) {
+  Tile<T, false>(job, Pass::forward, tile, scratch).forward();
+}
+template <class T>
+void run_gradient(const Job<T>& job, int64_t tile, void* scratch) {
+  Tile<T, false>(job, Pass::gradient, tile, scratch).gradient();
+}
+template <class T>
+void run_curvature(const Job<T>& job, int64_t tile, void* scratch) {
+  Tile<T, true>(job, Pass::curvature, tile, scratch).gradient();
+}
+template <class T>
+size_t scratch_bytes(const Job<T>& job, int which) {
+  if (which == 2) return Tile<T, true>(job, Pass::curvature, 0, nullptr).bytes();
+  return Tile<T, false>(job, which == 0 ? Pass::forward : Pass::gradient, 0, nullptr).bytes();
+}
+
+constexpr cpu::KernelSet set_of_kernels{
+    {run_forward<float>, run_gradient<float>, run_curvature<float>, scratch_bytes<float>},
+    {run_forward<double>, run_gradient<double>, run_curvature<double>, scratch_bytes<double>},
+};
+
+}  // namespace
+}  // namespace DL_ISA
+
+namespace cpu {
+#define DL_CONCATENATE(a, b) a##b
+#define DL_NAMED(a, b) DL_CONCATENATE(a, b)
+const KernelSet* DL_NAMED(kernels_, DL_ISA)() { return &set_of_kernels; }
+}  // namespace cpu
+}  // namespace difflayers

@@ -1,0 +1,44 @@
+// The schema of every operator, on one screen. Kernels are registered in cpu/ and cuda/, shapes, batching rules
+// and gradients in difflayers/_ops.py.
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "cpu/instruction_set.h"
+
+#ifndef DL_CUDA_ARCHITECTURES
+#define DL_CUDA_ARCHITECTURES ""
+#endif
+
+namespace difflayers {
+
+// "available,...;in use;cuda architectures"
+std::string build_info() {
+  std::string info;
+  for (const auto& set : cpu::instruction_sets()) info += std::string(info.empty() ? "" : ",") + set.name;
+  return info + ";" + cpu::instruction_set().name + ";" + DL_CUDA_ARCHITECTURES;
+}
+
+}  // namespace difflayers
+
+STABLE_TORCH_LIBRARY(difflayers, library) {
+  library.def("build_info() -> str");
+  // See sorting/reference.py for what these compute. Rows first: [B, ...], or [1, ...] for a
+  // payload that is the same in every row. steepness [B]; without it, every row has the steepness `constant`.
+  library.def(
+      "transport(Tensor scores, Tensor? steepness, Tensor? payload, str what, str network, int first, int last, "
+      "str swap, float parameter, float constant, bool hard) -> Tensor");
+  library.def(
+      "transport_backward(Tensor gradient, Tensor scores, Tensor? steepness, Tensor? payload, str what, str network, "
+      "int first, int last, str swap, float parameter, float constant, bool hard, bool of_steepness, bool of_payload) "
+      "-> (Tensor, Tensor, Tensor)");
+  // The derivative of sum(h * transport_backward(...)) by gradient, scores, steepness and payload.
+  library.def(
+      "transport_double_backward(Tensor h_scores, Tensor? h_steepness, Tensor? h_payload, Tensor gradient, "
+      "Tensor scores, Tensor? steepness, Tensor? payload, str what, str network, int first, int last, str swap, "
+      "float parameter, float constant, bool hard) -> (Tensor, Tensor, Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(difflayers, CompositeExplicitAutograd, library) {
+  library.impl("build_info", TORCH_BOX(&difflayers::build_info));
+}
