@@ -11,7 +11,8 @@
 #ifdef __CUDACC__
 #define DL_HD __host__ __device__ inline
 #else
-#define DL_HD inline
+// a call that is left in a loop spills every vector register
+#define DL_HD inline __attribute__((always_inline))
 #endif
 
 // The CPU kernels are compiled once per instruction set; each gets a namespace of its own, because the linker

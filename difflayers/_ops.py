@@ -156,6 +156,8 @@ def _define_transport() -> Any:
         "which runs on the plain-PyTorch path and can be differentiated without limit"
     )
 
+    no_settings = (None,) * 8  # what ... hard take no gradient
+
     def save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.save_for_backward(*inputs[:4])
         ctx.settings = inputs[4:]
@@ -177,7 +179,9 @@ def _define_transport() -> Any:
             of_scores,
             of_steep if of_steepness else None,
             of_load if of_payload else None,
-            *(None for _ in ctx.settings),
+            *no_settings,
+            None,
+            None,
         )
 
     run_backward = differentiable(backward, setup_context=save_backward, backward=differentiate_backward)
@@ -196,7 +200,7 @@ def _define_transport() -> Any:
             of_scores,
             of_steep if of_steepness else None,
             of_load if of_payload else None,
-            *(None for _ in ctx.settings),
+            *no_settings,
         )
 
     return differentiable(forward, setup_context=save_forward, backward=differentiate)

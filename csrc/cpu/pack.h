@@ -35,6 +35,23 @@ struct Vectors<double> {
   typedef int64_t Integer __attribute__((vector_size(DL_VECTOR_BYTES)));
 };
 
+// The sum of a vector's elements by halves, in log2(size) steps.
+template <class V>
+DL_HD auto sum_of(V v) {
+  using S = decltype(v[0] + v[0]);
+  constexpr int size = sizeof(V) / sizeof(S);
+  if constexpr (size == 16) {
+    return sum_of(__builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+                  __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15));
+  } else if constexpr (size == 8) {
+    return sum_of(__builtin_shufflevector(v, v, 0, 1, 2, 3) + __builtin_shufflevector(v, v, 4, 5, 6, 7));
+  } else if constexpr (size == 4) {
+    return sum_of(__builtin_shufflevector(v, v, 0, 1) + __builtin_shufflevector(v, v, 2, 3));
+  } else {
+    return v[0] + v[1];
+  }
+}
+
 template <class S>
 struct Mask {
   typename Vectors<S>::Integer m;
@@ -47,21 +64,17 @@ struct Pack {
   Value v;
 
   Pack() = default;
-  explicit Pack(Value value) : v(value) {}
+  DL_HD explicit Pack(Value value) : v(value) {}
   template <class X>
-  explicit Pack(X x) : v(Value{} + static_cast<S>(x)) {}
+  DL_HD explicit Pack(X x) : v(Value{} + static_cast<S>(x)) {}
 
-  static Pack load(const S* from) {
+  static DL_HD Pack load(const S* from) {
     Pack p;
     __builtin_memcpy(&p.v, from, sizeof p.v);
     return p;
   }
-  void store(S* to) const { __builtin_memcpy(to, &v, sizeof v); }
-  S sum() const {
-    S total = 0;
-    for (int i = 0; i < size; ++i) total += v[i];
-    return total;
-  }
+  DL_HD void store(S* to) const { __builtin_memcpy(to, &v, sizeof v); }
+  DL_HD S sum() const { return sum_of(v); }
 };
 
 template <class S>
@@ -71,7 +84,7 @@ struct ConditionFor<Pack<S>> {
 
 #define DL_PACK_OPERATOR(op)                              \
   template <class S>                                      \
-  inline Pack<S> operator op(Pack<S> a, Pack<S> b) {      \
+  DL_HD Pack<S> operator op(Pack<S> a, Pack<S> b) {      \
     return Pack<S>(a.v op b.v);                           \
   }
 DL_PACK_OPERATOR(+)
@@ -80,19 +93,23 @@ DL_PACK_OPERATOR(*)
 DL_PACK_OPERATOR(/)
 #undef DL_PACK_OPERATOR
 template <class S>
-inline Pack<S> operator-(Pack<S> a) {
+DL_HD Pack<S> operator-(Pack<S> a) {
   return Pack<S>(-a.v);
 }
 template <class S>
-inline Mask<S> operator<(Pack<S> a, Pack<S> b) {
+DL_HD Mask<S> operator<(Pack<S> a, Pack<S> b) {
   return {a.v < b.v};
 }
 template <class S>
-inline Mask<S> operator>(Pack<S> a, Pack<S> b) {
+DL_HD Mask<S> operator>(Pack<S> a, Pack<S> b) {
   return {a.v > b.v};
 }
 template <class S>
-inline Pack<S> select(Mask<S> condition, Pack<S> a, Pack<S> b) {
+DL_HD Mask<S> operator!=(Pack<S> a, Pack<S> b) {
+  return {a.v != b.v};
+}
+template <class S>
+DL_HD Pack<S> select(Mask<S> condition, Pack<S> a, Pack<S> b) {
   return Pack<S>(condition.m ? a.v : b.v);
 }
 
@@ -101,22 +118,22 @@ namespace math {
 template <>
 struct Bits<Pack<float>> {
   using Integer = Vectors<float>::Integer;
-  static Integer of(Pack<float> x) { return reinterpret_cast<Integer>(x.v); }
-  static Pack<float> to_value(Integer bits) { return Pack<float>(reinterpret_cast<Vectors<float>::Value>(bits)); }
-  static Pack<float> convert(Integer i) { return Pack<float>(__builtin_convertvector(i, Vectors<float>::Value)); }
+  static DL_HD Integer of(Pack<float> x) { return reinterpret_cast<Integer>(x.v); }
+  static DL_HD Pack<float> to_value(Integer bits) { return Pack<float>(reinterpret_cast<Vectors<float>::Value>(bits)); }
+  static DL_HD Pack<float> convert(Integer i) { return Pack<float>(__builtin_convertvector(i, Vectors<float>::Value)); }
 };
 
 #ifdef __AVX512F__
 // 1 / x for x > 0 within 2 units in the last place, 0 above 1e37: division would be the slowest part of a swap
-inline Pack<float> reciprocal(Pack<float> x) {
+DL_HD Pack<float> reciprocal(Pack<float> x) {
   const Pack<float> guess(_mm512_maskz_rcp14_ps(0xffff, x.v));
   return select(x > Pack<float>(1e37f), Pack<float>(0.0f), guess * (Pack<float>(2.0f) - x * guess));
 }
 #endif
 
 #define DL_PACK_FUNCTION(f)                                          \
-  inline Pack<float> f(Pack<float> x) { return polynomial::f(x); }   \
-  inline Pack<double> f(Pack<double> x) {                            \
+  DL_HD Pack<float> f(Pack<float> x) { return polynomial::f(x); }   \
+  DL_HD Pack<double> f(Pack<double> x) {                            \
     for (int i = 0; i < Pack<double>::size; ++i) x.v[i] = f(x.v[i]); \
     return x;                                                        \
   }
@@ -124,8 +141,8 @@ DL_PACK_FUNCTION(exp_of_minus)
 DL_PACK_FUNCTION(arctan_over_pi)
 DL_PACK_FUNCTION(normal_tail)
 #undef DL_PACK_FUNCTION
-inline Pack<float> power(Pack<float> x, Pack<float> y) { return polynomial::power(x, y); }
-inline Pack<double> power(Pack<double> x, Pack<double> y) {
+DL_HD Pack<float> power(Pack<float> x, Pack<float> y) { return polynomial::power(x, y); }
+DL_HD Pack<double> power(Pack<double> x, Pack<double> y) {
   for (int i = 0; i < Pack<double>::size; ++i) x.v[i] = power(double(x.v[i]), double(y.v[i]));
   return x;
 }

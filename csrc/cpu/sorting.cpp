@@ -20,6 +20,19 @@
 #include "sorting_kernels.h"
 
 namespace difflayers::cpu {
+
+int64_t reach(const Plan& plan, int64_t begin, int64_t end, char* active, int32_t* visited) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < plan.n; ++i) active[i] = i >= begin && i < end;
+  for (int64_t k = 0; k < plan.comparators; ++k) {
+    const char acts = active[plan.lower[k]] | active[plan.upper[k]];
+    active[plan.lower[k]] = active[plan.upper[k]] = acts;
+    visited[count] = static_cast<int32_t>(k);
+    count += acts;
+  }
+  return count;
+}
+
 namespace {
 
 using torch::headeronly::ScalarType;
@@ -32,7 +45,8 @@ constexpr int64_t stage_lanes = 32 * lanes;  // what the kernels gather at a tim
 struct OwnedPlan {
   Plan view;
   std::vector<Step> steps;
-  std::vector<int32_t> lower, upper, slot;
+  std::vector<int32_t> lower, upper, slot, reach;
+  std::vector<int64_t> reach_begin;
 };
 
 // Lays a layer out: runs of neighbouring comparators that fill whole packets in place, the rest gathered.
@@ -67,13 +81,14 @@ void lay_out(OwnedPlan& plan, const Program& program, int64_t width, int64_t beg
 }
 
 std::shared_ptr<const OwnedPlan> plan_for(const Call& call, int64_t width) {
-  using Key = std::tuple<std::string, int64_t, int64_t, int64_t, int64_t>;
+  using Key = std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, bool>;
   static auto& cache = *new std::map<Key, std::shared_ptr<const OwnedPlan>>;  // leaked, as in networks.cpp
   static std::mutex mutex;
   static int64_t cached = 0;
   constexpr int64_t limit = 1 << 24;  // comparators
 
-  Key key{call.network, call.n, call.first, call.last, width};
+  const bool matrix = call.what == 1;
+  Key key{call.network, call.n, call.first, call.last, width, matrix};
   const std::lock_guard<std::mutex> lock(mutex);
   if (const auto found = cache.find(key); found != cache.end()) return found->second;
   const auto source = program(call.network, call.n, call.first, call.last);
@@ -85,7 +100,19 @@ std::shared_ptr<const OwnedPlan> plan_for(const Call& call, int64_t width) {
                   source->comparators(), " comparators");
   made->view = {call.n, width, source->comparators(), tape, source->layers(),
                 static_cast<int64_t>(made->steps.size()), made->steps.data(), made->lower.data(),
-                made->upper.data(), made->slot.data()};
+                made->upper.data(), made->slot.data(), nullptr, nullptr};
+  if (matrix && call.n <= 1024) {  // beyond, the lists would outgrow the caches and are made as they are needed
+    std::vector<char> active(call.n);
+    std::vector<int32_t> visited(source->comparators());
+    made->reach_begin.push_back(0);
+    for (int64_t j = 0; j < call.n; j += lanes) {
+      const int64_t count = reach(made->view, j, j + lanes, active.data(), visited.data());
+      made->reach.insert(made->reach.end(), visited.begin(), visited.begin() + count);
+      made->reach_begin.push_back(static_cast<int64_t>(made->reach.size()));
+    }
+    made->view.reach = made->reach.data();
+    made->view.reach_begin = made->reach_begin.data();
+  }
   if (cached + source->comparators() > limit) {
     cache.clear();
     cached = 0;

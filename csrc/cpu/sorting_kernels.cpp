@@ -49,23 +49,23 @@ template <class Num>
 struct Access;
 template <class S>
 struct Access<Pack<S>> {
-  static Pack<S> get(Span<S> a, int64_t i) { return Pack<S>::load(a.p + i); }
-  static void set(Span<S> a, int64_t i, Pack<S> x) { x.store(a.p + i); }
-  static Pack<S> broadcast(Span<S> a, int64_t i) { return Pack<S>(a.p[i]); }
-  static void add_sum(Span<S> a, int64_t i, Pack<S> x) { a.p[i] += x.sum(); }
+  static DL_HD Pack<S> get(Span<S> a) { return Pack<S>::load(a.p); }
+  static DL_HD void set(Span<S> a, Pack<S> x) { x.store(a.p); }
+  static DL_HD Pack<S> broadcast(Span<S> a) { return Pack<S>(*a.p); }
+  static DL_HD void add_sum(Span<S> a, Pack<S> x) { *a.p += x.sum(); }
 };
 template <class S>
 struct Access<Dual<Pack<S>>> {
   using Num = Dual<Pack<S>>;
-  static Num get(Span<S> a, int64_t i) { return {Pack<S>::load(a.p + i), Pack<S>::load(a.p + a.plane + i)}; }
-  static void set(Span<S> a, int64_t i, Num x) {
-    x.v.store(a.p + i);
-    x.t.store(a.p + a.plane + i);
+  static DL_HD Num get(Span<S> a) { return {Pack<S>::load(a.p), Pack<S>::load(a.p + a.plane)}; }
+  static DL_HD void set(Span<S> a, Num x) {
+    x.v.store(a.p);
+    x.t.store(a.p + a.plane);
   }
-  static Num broadcast(Span<S> a, int64_t i) { return {Pack<S>(a.p[i]), Pack<S>(a.p[a.plane + i])}; }
-  static void add_sum(Span<S> a, int64_t i, Num x) {
-    a.p[i] += x.v.sum();
-    a.p[a.plane + i] += x.t.sum();
+  static DL_HD Num broadcast(Span<S> a) { return {Pack<S>(*a.p), Pack<S>(a.p[a.plane])}; }
+  static DL_HD void add_sum(Span<S> a, Num x) {
+    *a.p += x.v.sum();
+    a.p[a.plane] += x.t.sum();
   }
 };
 
@@ -85,6 +85,20 @@ struct Arena {
     return {take<S>(plane * planes), plane};
   }
 };
+
+// A 4 x 4 block, transposed.
+template <class S>
+void transpose_block(const S* from, int64_t from_stride, S* to, int64_t to_stride) {
+  typedef S Four __attribute__((vector_size(4 * sizeof(S))));
+  Four r[4];
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(&r[i], from + i * from_stride, sizeof(Four));
+  const Four a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5), b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+  const Four c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7), d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+  const Four column[4] = {
+      __builtin_shufflevector(a, b, 0, 1, 4, 5), __builtin_shufflevector(a, b, 2, 3, 6, 7),
+      __builtin_shufflevector(c, d, 0, 1, 4, 5), __builtin_shufflevector(c, d, 2, 3, 6, 7)};
+  for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * to_stride, &column[i], sizeof(Four));
+}
 
 template <int width, bool out, class T>
 void exchange_fixed(T* wires, T* stage, const int32_t* index, int64_t count) {
@@ -163,7 +177,7 @@ class Tile {
     }
     if (job.by_column) {
       column = span(n * lanes);
-      visited = arena.take<int32_t>(plan.comparators);
+      visiting = arena.take<int32_t>(plan.comparators);
       active = arena.take<char>(n);
       if (backwards) {
         reverse_column = span(n * lanes);
@@ -239,7 +253,8 @@ class Tile {
   Span<S> checkpoints{};
   Span<S> column{}, reverse_column{}, differences{};  // 16 payload columns of one sample, [n][16]
   int64_t* bounds = nullptr;                            // first step of each segment
-  int32_t* visited = nullptr;
+  const int32_t* visited = nullptr;
+  int32_t* visiting = nullptr;
   char* active = nullptr;
   int64_t segments = 1, column_segments = 1;
   Span<S> steepness_sums{};
@@ -291,38 +306,59 @@ class Tile {
     const S* sources[2] = {from, tangent};
     for (int plane = 0; plane < planes_of_number; ++plane) {
       if (sources[plane] == nullptr) continue;
-      for (int w = 0; w < live; ++w) {
-        const S* source = sources[plane] + (row + w) * row_stride;
-        S* target = to.p + plane * to.plane + begin * width + w;
-        for (int64_t i = 0; i < end - begin; ++i) target[i * width] = source[i * step];
-      }
+      const S* const source = sources[plane] + row * row_stride;
+      S* const target = to.p + plane * to.plane + begin * width;
+      interleave(target, source, row_stride, step, end - begin);
     }
+  }
+
+  // target[i][w] = source[w][i * step] for the rows of the tile and count wires; 4 x 4 blocks where memory allows
+  void interleave(S* target, const S* source, int64_t row_stride, int64_t step, int64_t count) {
+    const int64_t whole_rows = step == 1 && width >= 4 ? live / 4 * 4 : 0;
+    const int64_t whole = count / 4 * 4;
+    for (int64_t w = 0; w < whole_rows; w += 4)
+      for (int64_t i = 0; i < whole; i += 4) transpose_block(source + w * row_stride + i, row_stride, target + i * width + w, width);
+    for (int64_t w = 0; w < live; ++w)
+      for (int64_t i = w < whole_rows ? whole : 0; i < count; ++i) target[i * width + w] = source[w * row_stride + i * step];
+  }
+  // the other way round: target[w][i * step] = source[i][w]
+  void separate(S* target, const S* source, int64_t row_stride, int64_t step, int64_t count) {
+    const int64_t whole_rows = step == 1 && width >= 4 ? live / 4 * 4 : 0;
+    const int64_t whole = count / 4 * 4;
+    for (int64_t w = 0; w < whole_rows; w += 4)
+      for (int64_t i = 0; i < whole; i += 4) transpose_block(source + i * width + w, width, target + w * row_stride + i, row_stride);
+    for (int64_t w = 0; w < live; ++w)
+      for (int64_t i = w < whole_rows ? whole : 0; i < count; ++i) target[w * row_stride + i * step] = source[i * width + w];
   }
 
   void load_scores() {
     load(X, job.scores, pass == Pass::curvature ? job.h_scores : nullptr, n, 1, 0, n);
-    for (int w = 0; w < live; ++w) {
-      const S* source = job.scores + (row + w) * n;
-      bool nan = false;
-      for (int64_t i = 0; i < n; ++i) nan |= source[i] != source[i];
-      broken[w] = nan;
+    // a row with a NaN is found after interleaving, many rows at a time
+    S count[lanes] = {};
+    const int64_t total = n * width, whole = total / lanes * lanes;
+    for (int l = 0; l < lanes; l += T::size) {
+      T sum(0);
+      for (int64_t i = l; i < whole; i += lanes) {
+        const T x = T::load(X.p + i);
+        sum = sum + select(x != x, T(1), T(0));
+      }
+      sum.store(count + l);
     }
+    for (int64_t i = whole; i < total; ++i) count[i % lanes] += X.p[i] != X.p[i];
+    for (int w = 0; w < width; ++w) broken[w] = false;
+    for (int64_t l = 0; l < lanes; ++l) broken[l % width] |= count[l] > 0;
   }
 
   // the plane that the caller wants: values, or tangents in the second derivative
   const S* wanted(Span<S> a) const { return a.p + (planes_of_number - 1) * a.plane; }
 
   void store(Span<S> from, S* to, int64_t row_stride, int64_t step, int64_t begin, int64_t end, bool add = false) {
-    for (int w = 0; w < live; ++w) {
-      S* target = to + (row + w) * row_stride;
-      const S* source = wanted(from) + begin * width + w;
-      if (broken[w]) {
-        for (int64_t i = 0; i < end - begin; ++i) target[i * step] = S(NAN);
-      } else if (add) {
-        for (int64_t i = 0; i < end - begin; ++i) target[i * step] += source[i * width];
-      } else {
-        for (int64_t i = 0; i < end - begin; ++i) target[i * step] = source[i * width];
-      }
+    const S* const source = wanted(from) + begin * width;
+    S* const target = to + row * row_stride;
+    if (!add) separate(target, source, row_stride, step, end - begin);
+    for (int64_t w = 0; w < live; ++w) {
+      for (int64_t i = 0; add && i < end - begin; ++i) target[w * row_stride + i * step] += source[i * width + w];
+      for (int64_t i = 0; broken[w] && i < end - begin; ++i) target[w * row_stride + i * step] = S(NAN);
     }
   }
 
@@ -336,22 +372,21 @@ class Tile {
       __builtin_memcpy(to.p + plane * to.plane, from.p + plane * from.plane, count * sizeof(S));
   }
 
-  // Calls body(a, b, packets, tape packet) for steps [begin, end), backwards if told; a[i] and b[i] are the
-  // two sides of wires[i], in place for direct steps and in the stage for the others.
+  // Calls body(a, b, other_a, other_b, lane, at) for every register of steps [begin, end), backwards if told: a and
+  // b are the two sides in wires[0], the others those in the last array, `lane` the place in its packet and `at`
+  // the one on the tape. Direct steps run in place, the others in the stage.
   template <int arrays, bool backwards, class Body>
   void walk(Span<S> (&wires)[arrays], int64_t begin, int64_t end, int64_t base, Body body) {
-    Span<S> a[arrays], b[arrays];
     if (width == lanes && begin < end) {
       // a comparator fills a packet: no steps needed
       const int64_t from = plan.step[begin].comparator;
       const int64_t to = plan.step[end - 1].comparator + plan.step[end - 1].count;
       for (int64_t i = 0; i < to - from; ++i) {
         const int64_t k = backwards ? to - 1 - i : from + i;
-        for (int array = 0; array < arrays; ++array) {
-          a[array] = wires[array].at(int64_t(plan.lower[k]) * lanes);
-          b[array] = wires[array].at(int64_t(plan.upper[k]) * lanes);
-        }
-        body(a, b, 1, k - base);
+        const int64_t a = int64_t(plan.lower[k]) * lanes, b = int64_t(plan.upper[k]) * lanes;
+        for (int64_t l = 0; l < lanes; l += T::size)
+          body(wires[0].at(a + l), wires[0].at(b + l), wires[arrays - 1].at(a + l), wires[arrays - 1].at(b + l), l,
+               (k - base) * lanes + l);
       }
       return;
     }
@@ -360,33 +395,34 @@ class Tile {
       const int32_t* lower = plan.lower + step.comparator;
       const int32_t* upper = plan.upper + step.comparator;
       if (step.direct) {
-        for (int k = 0; k < arrays; ++k) {
-          a[k] = wires[k].at(int64_t(lower[0]) * width);
-          b[k] = wires[k].at(int64_t(upper[0]) * width);
-        }
-        body(a, b, step.packets, step.tape - base);
+        const int64_t a = int64_t(lower[0]) * width, b = int64_t(upper[0]) * width;
+        over(wires[0].at(a), wires[0].at(b), wires[arrays - 1].at(a), wires[arrays - 1].at(b), step, base, body);
         continue;
       }
       const int64_t used = step.count * width;
       for (int k = 0; k < arrays; ++k) {
-        a[k] = stage[k][0];
-        b[k] = stage[k][1];
         for (int plane = 0; plane < planes_of_number; ++plane) {
           S* wire = wires[k].p + plane * wires[k].plane;
-          S* sides[2] = {a[k].p + plane * a[k].plane, b[k].p + plane * b[k].plane};
+          S* sides[2] = {stage[k][0].p + plane * stage[k][0].plane, stage[k][1].p + plane * stage[k][1].plane};
           exchange<false>(width, wire, sides[0], lower, step.count);
           exchange<false>(width, wire, sides[1], upper, step.count);
           for (int64_t l = used; l < step.packets * lanes; ++l) sides[0][l] = sides[1][l] = S(0);
         }
       }
-      body(a, b, step.packets, step.tape - base);
+      over(stage[0][0], stage[0][1], stage[arrays - 1][0], stage[arrays - 1][1], step, base, body);
       for (int k = 0; k < arrays; ++k)
         for (int plane = 0; plane < planes_of_number; ++plane) {
           S* wire = wires[k].p + plane * wires[k].plane;
-          exchange<true>(width, wire, a[k].p + plane * a[k].plane, lower, step.count);
-          exchange<true>(width, wire, b[k].p + plane * b[k].plane, upper, step.count);
+          exchange<true>(width, wire, stage[k][0].p + plane * stage[k][0].plane, lower, step.count);
+          exchange<true>(width, wire, stage[k][1].p + plane * stage[k][1].plane, upper, step.count);
         }
     }
+  }
+  template <class Body>
+  void over(Span<S> a, Span<S> b, Span<S> other_a, Span<S> other_b, const Step& step, int64_t base, Body body) {
+    const int64_t tape_at = (step.tape - base) * lanes;
+    for (int64_t i = 0; i < int64_t(step.packets) * lanes; i += T::size)
+      body(a.at(i), b.at(i), other_a.at(i), other_b.at(i), i % lanes, tape_at + i);
   }
 
   // Forward through all segments, then backward through each with its own tape, which begins at packet `base`.
@@ -428,30 +464,26 @@ class Tile {
     const Span<S> steep{steepness_planes, lanes};
     const T parameter(job.parameter), soft(this->soft);
     const Span<S> first = tape[0], next = tape[1];
-    walk<1 + carry, false>(wires, begin, end, base, [=](auto& as, auto& bs, int64_t packets, int64_t at) DL_INLINE {
-      const Span<S> a = as[0], b = bs[0], fa = as[carry], fb = bs[carry];
-      for (int64_t i = 0; i < packets * lanes; i += T::size) {
-        const int64_t t0 = at * lanes + i;
-        const Num x = A::get(a, i), y = A::get(b, i), s = A::get(steep, i % lanes);
-        const Num d = y - x;
-        const Pair<Num> pair = compare(d);
-        const Terms<Num> t = relax<SwapType>(pair, s, parameter);
-        const Num moved = shift(pair, t, s, soft);
-        A::set(a, i, select(pair.exchanged, y, x) + moved);
-        A::set(b, i, select(pair.exchanged, x, y) - moved);
-        if constexpr (kind == Tape::weight) A::set(first, t0, weight(pair, t, soft));
-        if constexpr (kind == Tape::adjoint || kind == Tape::adjoint_and_steepness)
-          A::set(first, t0, signed_e(pair, t));
-        if constexpr (kind == Tape::adjoint_and_steepness) A::set(next, t0, pair.r * t.ws);
-        if constexpr (kind == Tape::difference || kind == Tape::difference_and_weight) A::set(first, t0, d);
-        if constexpr (kind == Tape::difference_and_weight) A::set(next, t0, weight(pair, t, soft));
-        if constexpr (carry) {
-          Num u = A::get(fa, i), v = A::get(fb, i);
-          if constexpr (kind == Tape::difference) A::set(next, t0, v - u);
-          mix(weight(pair, t, soft), u, v);
-          A::set(fa, i, u);
-          A::set(fb, i, v);
-        }
+    walk<1 + carry, false>(wires, begin, end, base, [=](Span<S> a, Span<S> b, Span<S> fa, Span<S> fb, int64_t lane, int64_t at) DL_INLINE {
+      const Num x = A::get(a), y = A::get(b), s = A::get(steep.at(lane));
+      const Num d = y - x;
+      const Pair<Num> pair = compare(d);
+      const Terms<Num> t = relax<SwapType>(pair, s, parameter);
+      const Num moved = shift(pair, t, s, soft);
+      A::set(a, select(pair.exchanged, y, x) + moved);
+      A::set(b, select(pair.exchanged, x, y) - moved);
+      if constexpr (kind == Tape::weight) A::set(first.at(at), weight(pair, t, soft));
+      if constexpr (kind == Tape::adjoint || kind == Tape::adjoint_and_steepness)
+        A::set(first.at(at), signed_e(pair, t));
+      if constexpr (kind == Tape::adjoint_and_steepness) A::set(next.at(at), pair.r * t.ws);
+      if constexpr (kind == Tape::difference || kind == Tape::difference_and_weight) A::set(first.at(at), d);
+      if constexpr (kind == Tape::difference_and_weight) A::set(next.at(at), weight(pair, t, soft));
+      if constexpr (carry) {
+        Num u = A::get(fa), v = A::get(fb);
+        if constexpr (kind == Tape::difference) A::set(next.at(at), v - u);
+        mix(weight(pair, t, soft), u, v);
+        A::set(fa, u);
+        A::set(fb, v);
       }
     });
   }
@@ -460,16 +492,14 @@ class Tile {
   void mix_back(int64_t begin, int64_t end, int64_t base) {
     Span<S> wires[1] = {R};
     const Span<S> c = tape[0];
-    walk<1, true>(wires, begin, end, base, [=](auto& as, auto& bs, int64_t packets, int64_t at) DL_INLINE {
-      for (int64_t i = 0; i < packets * lanes; i += T::size)
-        mix_at(as[0].at(i), bs[0].at(i), A::get(c, at * lanes + i));
-    });
+    walk<1, true>(wires, begin, end, base, [=](Span<S> a, Span<S> b, Span<S>, Span<S>, int64_t, int64_t at)
+                                              DL_INLINE { mix_at(a, b, A::get(c.at(at))); });
   }
-  static void mix_at(Span<S> a, Span<S> b, Num weight) {
-    Num u = A::get(a, 0), v = A::get(b, 0);
+  static DL_HD void mix_at(Span<S> a, Span<S> b, Num weight) {
+    Num u = A::get(a), v = A::get(b);
     mix(weight, u, v);
-    A::set(a, 0, u);
-    A::set(b, 0, v);
+    A::set(a, u);
+    A::set(b, v);
   }
 
   // G backwards through e (and r w_s) on the tape.
@@ -477,20 +507,15 @@ class Tile {
   void adjoint_back(int64_t begin, int64_t end, int64_t base) {
     Span<S> wires[1] = {G};
     const Span<S> e = tape[0], moved_by_s = tape[1], sums = steepness_sums;
-    walk<1, true>(wires, begin, end, base, [=](auto& as, auto& bs, int64_t packets, int64_t at) DL_INLINE {
-      const Span<S> a = as[0], b = bs[0];
-      for (int64_t i = 0; i < packets * lanes; i += T::size) {
-        const int64_t t0 = at * lanes + i;
-        if constexpr (steepness)
-          add(sums, i % lanes, (A::get(a, i) - A::get(b, i)) * A::get(moved_by_s, t0));
-        Num u = A::get(a, i), v = A::get(b, i);
-        mix_lean(A::get(e, t0), u, v);
-        A::set(a, i, u);
-        A::set(b, i, v);
-      }
+    walk<1, true>(wires, begin, end, base, [=](Span<S> a, Span<S> b, Span<S>, Span<S>, int64_t lane, int64_t at) DL_INLINE {
+      Num u = A::get(a), v = A::get(b);
+      if constexpr (steepness) add(sums.at(lane), (u - v) * A::get(moved_by_s.at(at)));
+      mix_lean(A::get(e.at(at)), u, v);
+      A::set(a, u);
+      A::set(b, v);
     });
   }
-  static void add(Span<S> to, int64_t i, Num x) { A::set(to, i, A::get(to, i) + x); }
+  static DL_HD void add(Span<S> to, Num x) { A::set(to, A::get(to) + x); }
 
   // G backwards through d on the tape, with the gradient by c from R and the differences of F (fused), or
   // from the tape.
@@ -507,26 +532,22 @@ class Tile {
     const T parameter(job.parameter), soft(this->soft);
     const Span<S> ds = tape[0], differences_of_f = tape[1], of_weight = tape[2];
     const bool of_steepness = job.of_steepness_wanted;
-    walk<1 + fused, true>(wires, begin, end, base, [=](auto& as, auto& bs, int64_t packets, int64_t at) DL_INLINE {
-      const Span<S> a = as[0], b = bs[0], ra = as[fused], rb = bs[fused];
-      for (int64_t i = 0; i < packets * lanes; i += T::size) {
-        const int64_t t0 = at * lanes + i;
-        const Pair<Num> pair = compare(A::get(ds, t0));
-        const Terms<Num> t = relax<SwapType>(pair, A::get(steep, i % lanes), parameter);
-        Num of_c;
-        if constexpr (fused) {
-          of_c = (A::get(ra, i) - A::get(rb, i)) * A::get(differences_of_f, t0);
-          mix_at(ra.at(i), rb.at(i), weight(pair, t, soft));
-        } else {
-          of_c = A::get(of_weight, t0);
-        }
-        Num u = A::get(a, i), v = A::get(b, i);
-        if (of_steepness) add(sums, i % lanes, of_c * weight_by_s(pair, t) + (u - v) * (pair.r * t.ws));
-        mix_lean(signed_e(pair, t), u, v);
-        const Num of_d = of_c * weight_by_d(pair, t);
-        A::set(a, i, u - of_d);
-        A::set(b, i, v + of_d);
+    walk<1 + fused, true>(wires, begin, end, base, [=](Span<S> a, Span<S> b, Span<S> ra, Span<S> rb, int64_t lane, int64_t at) DL_INLINE {
+      const Pair<Num> pair = compare(A::get(ds.at(at)));
+      const Terms<Num> t = relax<SwapType>(pair, A::get(steep.at(lane)), parameter);
+      Num of_c;
+      if constexpr (fused) {
+        of_c = (A::get(ra) - A::get(rb)) * A::get(differences_of_f.at(at));
+        mix_at(ra, rb, weight(pair, t, soft));
+      } else {
+        of_c = A::get(of_weight.at(at));
       }
+      Num u = A::get(a), v = A::get(b);
+      if (of_steepness) add(sums.at(lane), of_c * weight_by_s(pair, t) + (u - v) * (pair.r * t.ws));
+      mix_lean(signed_e(pair, t), u, v);
+      const Num of_d = of_c * weight_by_d(pair, t);
+      A::set(a, u - of_d);
+      A::set(b, v + of_d);
     });
   }
 
@@ -572,17 +593,15 @@ class Tile {
 
   // --- payloads of many columns: 16 columns of one sample in the lanes -----------------------------------
 
-  // The comparators that act on something other than zeros when only wires [begin, end) enter non-zero.
-  int64_t reach(int64_t begin, int64_t end) {
-    int64_t count = 0;
-    for (int64_t i = 0; i < n; ++i) active[i] = i >= begin && i < end;
-    for (int64_t k = 0; k < plan.comparators; ++k) {
-      const char acts = active[plan.lower[k]] | active[plan.upper[k]];
-      active[plan.lower[k]] = active[plan.upper[k]] = acts;
-      visited[count] = static_cast<int32_t>(k);
-      count += acts;
+  // Points `visited` at the comparators that act on something other than zeros when column tile j enters.
+  int64_t reach(int64_t j) {
+    if (job.what == What::matrix && plan.reach != nullptr) {
+      visited = plan.reach + plan.reach_begin[j / lanes];
+      return plan.reach_begin[j / lanes + 1] - plan.reach_begin[j / lanes];
     }
-    return count;
+    visited = visiting;
+    return job.what == What::matrix ? cpu::reach(plan, j, j + lanes, active, visiting)
+                                    : cpu::reach(plan, 0, n, active, visiting);
   }
 
   void load_column(Span<S> to, const S* from, const S* tangent, int64_t begin, int64_t end, int64_t j, int64_t m) {
@@ -606,38 +625,49 @@ class Tile {
   }
 
   // The column through visited comparators [begin, end), with the differences on their own tape if told.
+  // (Members are copied first: stores could change them, as far as the compiler knows.)
   template <bool keep>
   void columns_advance(int64_t begin, int64_t end, int64_t w) {
-    const Span<S> c = tape[keep ? 1 : 0];
+    const Span<S> c = tape[keep ? 1 : 0].at(w), state = column;
+    const int32_t *const visits = visited, *const lower = plan.lower, *const upper = plan.upper, *const slot = plan.slot;
+    Span<S> difference = differences;
     for (int64_t v = begin; v < end; ++v) {
-      const int32_t k = visited[v];
-      const Num weight = A::broadcast(c, plan.slot[k] + w);
-      const Span<S> a = column.at(int64_t(plan.lower[k]) * lanes), b = column.at(int64_t(plan.upper[k]) * lanes);
+      const int32_t k = visits[v];
+      const Num weight = A::broadcast(c.at(slot[k]));
+      const Span<S> a = state.at(int64_t(lower[k]) * lanes), b = state.at(int64_t(upper[k]) * lanes);
       for (int64_t l = 0; l < lanes; l += T::size) {
-        if constexpr (keep) A::set(differences, (v - begin) * lanes + l, A::get(b, l) - A::get(a, l));
+        if constexpr (keep) A::set(difference.at(l), A::get(b.at(l)) - A::get(a.at(l)));
         mix_at(a.at(l), b.at(l), weight);
       }
+      if constexpr (keep) difference = difference.at(lanes);
     }
   }
   // The reverse column back through them; adds the sum of (R_a - R_b)(F_b - F_a) to the gradient by each weight.
   void columns_back(int64_t begin, int64_t end, int64_t w) {
+    const Span<S> c = tape[1].at(w), of_c = tape[2].at(w), state = reverse_column, kept = differences;
+    const int32_t *const visits = visited, *const lower = plan.lower, *const upper = plan.upper, *const slot = plan.slot;
     for (int64_t v = end - 1; v >= begin; --v) {
-      const int32_t k = visited[v];
-      const Num weight = A::broadcast(tape[1], plan.slot[k] + w);
-      const Span<S> a = reverse_column.at(int64_t(plan.lower[k]) * lanes);
-      const Span<S> b = reverse_column.at(int64_t(plan.upper[k]) * lanes);
+      const int32_t k = visits[v];
+      const Num weight = A::broadcast(c.at(slot[k]));
+      const Span<S> a = state.at(int64_t(lower[k]) * lanes), b = state.at(int64_t(upper[k]) * lanes);
+      const Span<S> difference = kept.at((v - begin) * lanes);
       Num sum = N::constant(T(0));
       for (int64_t l = 0; l < lanes; l += T::size) {
-        sum = sum + (A::get(a, l) - A::get(b, l)) * A::get(differences, (v - begin) * lanes + l);
-        mix_at(a.at(l), b.at(l), weight);
+        Num x = A::get(a.at(l)), y = A::get(b.at(l));
+        sum = sum + (x - y) * A::get(difference.at(l));
+        mix(weight, x, y);
+        A::set(a.at(l), x);
+        A::set(b.at(l), y);
       }
-      A::add_sum(tape[2], plan.slot[k] + w, sum);
+      A::add_sum(of_c.at(slot[k]), sum);
     }
   }
   void columns_back_only(int64_t w) {
+    const Span<S> c = tape[0].at(w), state = column;
+    const int32_t *const lower = plan.lower, *const upper = plan.upper, *const slot = plan.slot;
     for (int64_t k = plan.comparators - 1; k >= 0; --k) {
-      const Num weight = A::broadcast(tape[0], plan.slot[k] + w);
-      const Span<S> a = column.at(int64_t(plan.lower[k]) * lanes), b = column.at(int64_t(plan.upper[k]) * lanes);
+      const Num weight = A::broadcast(c.at(slot[k]));
+      const Span<S> a = state.at(int64_t(lower[k]) * lanes), b = state.at(int64_t(upper[k]) * lanes);
       for (int64_t l = 0; l < lanes; l += T::size) mix_at(a.at(l), b.at(l), weight);
     }
   }
@@ -655,10 +685,10 @@ class Tile {
       int64_t count;
       if (job.what == What::matrix) {
         load_identity(column, j);
-        count = reach(j, j + lanes);
+        count = reach(j);
       } else {
         load_column(column, job.payload + r * job.payload_stride, nullptr, 0, n, j, m);
-        count = reach(0, n);
+        count = reach(j);
       }
       columns_advance<false>(0, count, w);
       store_column(column, job.result + r * wanted * m, job.first, job.last, j, m, broken[w]);
@@ -687,15 +717,15 @@ class Tile {
       if (transposed) {
         load_column(column, job.gradient + r * n * m, nullptr, 0, n, j, m);
         load_column(reverse_column, payload, h_payload, job.first, job.last, j, m);
-        count = reach(0, n);
+        count = reach(j);
       } else {
         load_column(reverse_column, job.gradient + r * wanted * m, nullptr, job.first, job.last, j, m);
         if (job.what == What::matrix) {
           load_identity(column, j);
-          count = reach(j, j + lanes);
+          count = reach(j);
         } else {
           load_column(column, payload, h_payload, 0, n, j, m);
-          count = reach(0, n);
+          count = reach(j);
         }
       }
       const int64_t part = share(plan.comparators, column_segments);

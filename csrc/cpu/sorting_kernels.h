@@ -29,7 +29,14 @@ struct Plan {
   const int32_t* lower;
   const int32_t* upper;
   const int32_t* slot;  // tape element of comparator k, sample 0 of the tile
+  // For the matrix, the comparators reached from each tile of 16 columns; null where that would be too long.
+  const int32_t* reach;
+  const int64_t* reach_begin;
 };
+
+// The comparators that act on something other than zeros when only wires [begin, end) enter non-zero, into
+// `visited`; `active` is scratch of n. Defined in sorting.cpp.
+int64_t reach(const Plan& plan, int64_t begin, int64_t end, char* active, int32_t* visited);
 
 // One call. Row-major tensors; k = last - first; the payload is [rows, n or k, m].
 template <class T>
