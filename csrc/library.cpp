@@ -37,6 +37,10 @@ STABLE_TORCH_LIBRARY(difflayers, library) {
       "transport_double_backward(Tensor h_scores, Tensor? h_steepness, Tensor? h_payload, Tensor gradient, "
       "Tensor scores, Tensor? steepness, Tensor? payload, str what, str network, int first, int last, str swap, "
       "float parameter, float constant, bool hard) -> (Tensor, Tensor, Tensor, Tensor)");
+  // The CPU's scratch for one thread; direction 0 forward, 1 backward, 2 double backward.
+  library.def(
+      "transport_scratch_bytes(Tensor scores, Tensor? payload, str what, str network, int first, int last, "
+      "bool of_steepness, int direction) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difflayers, CompositeExplicitAutograd, library) {

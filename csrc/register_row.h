@@ -82,9 +82,11 @@ struct RegisterRow {
 
   template <bool keep, int k>
   DL_TEAM void step(T& a, T& b, const ThreadTape<T>& tape) const {
-    const T low = b < a ? b : a, high = b < a ? a : b;
-    const Pair<T> between = compare(high - low);
-    const Pair<T> pair{b < a, between.finite, between.r};
+    // compare() of swap.h, with less to compute as the difference of an ordered pair has no sign
+    const bool exchanged = b < a;
+    const T low = exchanged ? b : a, high = exchanged ? a : b, r = high - low;
+    const bool finite = r < T(INFINITY);
+    const Pair<T> pair{exchanged, finite, finite ? r : T(0)};
     const Terms<T> t = relax<SwapType>(pair, steepness, parameter);
     const T moved = shift(pair, t, steepness, soft);
     a = low + moved;

@@ -17,11 +17,18 @@ from torch import Tensor
 
 from ._autograd import differentiable, not_differentiable
 
-_library = importlib.util.find_spec("difflayers._C")
-COMPILED = _library is not None and _library.origin is not None
 
-if COMPILED:
-    torch.ops.load_library(_library.origin)  # pyright: ignore[reportOptionalMemberAccess]
+def _library() -> str | None:
+    """The compiled library's path; DIFFLAYERS_LIBRARY names another one, say one with sanitizers."""
+    spec = importlib.util.find_spec("difflayers._C")
+    return os.environ.get("DIFFLAYERS_LIBRARY") or (spec.origin if spec is not None else None)
+
+
+_path = _library()
+COMPILED = _path is not None
+
+if _path is not None:
+    torch.ops.load_library(_path)
 elif os.environ.get("DIFFLAYERS_REQUIRE_KERNELS") == "1":
     raise ImportError(
         "difflayers: DIFFLAYERS_REQUIRE_KERNELS=1, but the compiled kernels (difflayers._C) are missing; "
@@ -204,6 +211,18 @@ def _define_transport() -> Any:
         )
 
     return differentiable(forward, setup_context=save_forward, backward=differentiate)
+
+
+def transport_scratch_bytes(
+    scores: Tensor, what: str, network: str, payload: Tensor | None = None, *, of_steepness: bool = False,
+    direction: str = "backward",
+) -> int:  # fmt: skip
+    """Bytes of scratch that one CPU thread takes; direction "forward", "backward" or "double_backward"."""
+    which = ("forward", "backward", "double_backward").index(direction)
+    last = payload.shape[1] if payload is not None else scores.shape[1]
+    return torch.ops.difflayers.transport_scratch_bytes.default(
+        scores, payload, what, network, 0, last, of_steepness, which
+    )
 
 
 if COMPILED:

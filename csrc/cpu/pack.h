@@ -61,6 +61,8 @@ template <class S>
 struct Pack {
   using Value = typename Vectors<S>::Value;
   static constexpr int size = DL_VECTOR_BYTES / sizeof(S);
+  // whether one instruction picks any 16 elements out of two packs
+  static constexpr bool permutes = DL_VECTOR_BYTES == 64 && sizeof(S) == 4;
   Value v;
 
   Pack() = default;
@@ -75,6 +77,18 @@ struct Pack {
   }
   DL_HD void store(S* to) const { __builtin_memcpy(to, &v, sizeof v); }
   DL_HD S sum() const { return sum_of(v); }
+  // element i is element index[i] of this pack followed by `other`
+  DL_HD Pack permute(Pack other, const int32_t* index) const {
+    typename Vectors<S>::Integer at;
+    __builtin_memcpy(&at, index, sizeof at);
+    Pack p;
+#ifdef __clang__
+    for (int i = 0; i < size; ++i) p.v[i] = at[i] < size ? v[at[i]] : other.v[at[i] - size];
+#else
+    p.v = __builtin_shuffle(v, other.v, at);
+#endif
+    return p;
+  }
 };
 
 template <class S>

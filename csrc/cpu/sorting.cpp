@@ -5,7 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
-#include <cstdlib>
+#include <algorithm>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -45,40 +45,99 @@ constexpr int64_t stage_lanes = 32 * lanes;  // what the kernels gather at a tim
 struct OwnedPlan {
   Plan view;
   std::vector<Step> steps;
-  std::vector<int32_t> lower, upper, slot, reach;
+  std::vector<int32_t> lower, upper, slot, pattern, reach;
+  std::vector<Window> window;
   std::vector<int64_t> reach_begin;
 };
 
-// Lays a layer out: runs of neighbouring comparators that fill whole packets in place, the rest gathered.
-void lay_out(OwnedPlan& plan, const Program& program, int64_t width, int64_t begin, int64_t end, int64_t& tape) {
-  std::vector<int64_t> rest;
-  const int64_t per_packet = lanes / width;
-  const auto emit = [&](const int64_t* which, int64_t count, bool direct) {
-    const int64_t packets = (count * width + lanes - 1) / lanes;
-    plan.steps.push_back({static_cast<int32_t>(packets), static_cast<int32_t>(count),
-                          static_cast<int32_t>(plan.lower.size()), direct, tape});
-    for (int64_t i = 0; i < count; ++i) {
-      plan.lower.push_back(program.lower[which[i]]);
-      plan.upper.push_back(program.upper[which[i]]);
-      plan.slot.push_back(static_cast<int32_t>(tape * lanes + i * width));
+// Lays out one layer after another.
+class Layout {
+ public:
+  Layout(OwnedPlan& plan, const Program& program, int64_t width)
+      : plan_(plan), program_(program), width_(width), per_packet_(lanes / width) {}
+
+  int64_t packets() const { return packets_; }
+
+  void layer(int64_t begin, int64_t end) {
+    // runs of neighbouring comparators that fill whole packets stay where they are
+    std::vector<int64_t> rest, run;
+    for (int64_t k = begin; k < end; k += static_cast<int64_t>(run.size())) {
+      run.assign(1, k);
+      while (run.back() + 1 < end && program_.lower[run.back() + 1] == program_.lower[run.back()] + 1 &&
+             program_.upper[run.back() + 1] == program_.upper[run.back()] + 1)
+        run.push_back(run.back() + 1);
+      const int64_t whole = static_cast<int64_t>(run.size()) / per_packet_ * per_packet_;
+      if (whole > 0) emit(run.data(), whole, direct);
+      rest.insert(rest.end(), run.begin() + whole, run.end());
     }
-    tape += packets;
-  };
-  std::vector<int64_t> run;
-  for (int64_t k = begin; k < end; k += static_cast<int64_t>(run.size())) {
-    run.assign(1, k);
-    while (k + static_cast<int64_t>(run.size()) < end &&
-           program.lower[run.back() + 1] == program.lower[run.back()] + 1 &&
-           program.upper[run.back() + 1] == program.upper[run.back()] + 1)
-      run.push_back(run.back() + 1);
-    const int64_t whole = static_cast<int64_t>(run.size()) / per_packet * per_packet;
-    if (whole > 0) emit(run.data(), whole, true);
-    rest.insert(rest.end(), run.begin() + whole, run.end());
+    std::vector<int64_t> loose, windowed;
+    for (size_t i = 0; i < rest.size(); i += per_packet_) {
+      const bool fits = i + per_packet_ <= rest.size() && add_window(rest.data() + i, windowed);
+      if (!fits) loose.insert(loose.end(), rest.begin() + i, rest.begin() + std::min(i + per_packet_, rest.size()));
+    }
+    in_stages(windowed, permuted);
+    windows_.clear();
+    in_stages(loose, gathered);
   }
-  const int64_t at_once = stage_lanes / width;
-  for (int64_t i = 0; i < static_cast<int64_t>(rest.size()); i += at_once)
-    emit(rest.data() + i, std::min<int64_t>(at_once, static_cast<int64_t>(rest.size()) - i), false);
-}
+
+ private:
+  OwnedPlan& plan_;
+  const Program& program_;
+  const int64_t width_;
+  const size_t per_packet_;
+  int64_t packets_ = 0;
+  std::vector<Window> windows_;
+  std::map<std::vector<int32_t>, int32_t> patterns_;
+
+  void in_stages(const std::vector<int64_t>& which, Kind kind) {
+    const int64_t at_once = stage_lanes / width_;
+    for (int64_t i = 0; i < static_cast<int64_t>(which.size()); i += at_once)
+      emit(which.data() + i, std::min<int64_t>(at_once, static_cast<int64_t>(which.size()) - i), kind,
+           i / static_cast<int64_t>(per_packet_));
+  }
+
+  void emit(const int64_t* which, int64_t count, Kind kind, int64_t window = 0) {
+    const int64_t packets = (count * width_ + lanes - 1) / lanes;
+    plan_.steps.push_back({static_cast<int32_t>(packets), static_cast<int32_t>(count),
+                           static_cast<int32_t>(plan_.lower.size()), kind, packets_});
+    for (int64_t i = 0; i < count; ++i) {
+      plan_.lower.push_back(program_.lower[which[i]]);
+      plan_.upper.push_back(program_.upper[which[i]]);
+      plan_.slot.push_back(static_cast<int32_t>(packets_ * lanes + i * width_));
+    }
+    for (int64_t p = 0; p < packets; ++p) plan_.window.push_back(kind == permuted ? windows_[window + p] : Window{});
+    packets_ += packets;
+  }
+
+  // Whether the wires of a packet's comparators fill two contiguous stretches; if so, keeps how.
+  bool add_window(const int64_t* which, std::vector<int64_t>& windowed) {
+    std::vector<int32_t> wires;
+    for (size_t i = 0; i < per_packet_; ++i) {
+      wires.push_back(program_.lower[which[i]]);
+      wires.push_back(program_.upper[which[i]]);
+    }
+    std::sort(wires.begin(), wires.end());
+    for (size_t i = 0; i < wires.size(); ++i)
+      if (wires[i] != wires[i / per_packet_ * per_packet_] + static_cast<int32_t>(i % per_packet_)) return false;
+    std::vector<int32_t> pattern(4 * lanes);
+    for (size_t i = 0; i < per_packet_; ++i)
+      for (int side = 0; side < 2; ++side) {
+        const int32_t wire = (side == 0 ? program_.lower : program_.upper)[which[i]];
+        const auto place = std::lower_bound(wires.begin(), wires.end(), wire) - wires.begin();
+        for (int64_t w = 0; w < width_; ++w) {
+          const int64_t inside = side * lanes + i * width_ + w, outside = place * width_ + w;
+          pattern[inside] = static_cast<int32_t>(outside);
+          pattern[2 * lanes + outside] = static_cast<int32_t>(inside);
+        }
+      }
+    const auto [known, fresh] = patterns_.emplace(pattern, static_cast<int32_t>(patterns_.size()));
+    if (fresh) plan_.pattern.insert(plan_.pattern.end(), pattern.begin(), pattern.end());
+    windows_.push_back({static_cast<int32_t>(wires[0] * width_), static_cast<int32_t>(wires[per_packet_] * width_),
+                        known->second});
+    windowed.insert(windowed.end(), which, which + per_packet_);
+    return true;
+  }
+};
 
 std::shared_ptr<const OwnedPlan> plan_for(const Call& call, int64_t width) {
   using Key = std::tuple<std::string, int64_t, int64_t, int64_t, int64_t, bool>;
@@ -93,14 +152,15 @@ std::shared_ptr<const OwnedPlan> plan_for(const Call& call, int64_t width) {
   if (const auto found = cache.find(key); found != cache.end()) return found->second;
   const auto source = program(call.network, call.n, call.first, call.last);
   auto made = std::make_shared<OwnedPlan>();
-  int64_t tape = 0;
-  for (int64_t l = 0; l < source->layers(); ++l)
-    lay_out(*made, *source, width, source->layer_begin[l], source->layer_begin[l + 1], tape);
+  Layout layout(*made, *source, width);
+  for (int64_t l = 0; l < source->layers(); ++l) layout.layer(source->layer_begin[l], source->layer_begin[l + 1]);
+  const int64_t tape = layout.packets();
   STD_TORCH_CHECK(tape * lanes < (int64_t(1) << 31), "difflayers: the network is too large: ",
                   source->comparators(), " comparators");
   made->view = {call.n, width, source->comparators(), tape, source->layers(),
                 static_cast<int64_t>(made->steps.size()), made->steps.data(), made->lower.data(),
-                made->upper.data(), made->slot.data(), nullptr, nullptr};
+                made->upper.data(), made->window.data(), made->pattern.data(), made->slot.data(), nullptr,
+                nullptr};
   if (matrix && call.n <= 1024) {  // beyond, the lists would outgrow the caches and are made as they are needed
     std::vector<char> active(call.n);
     std::vector<int32_t> visited(source->comparators());
@@ -262,6 +322,19 @@ void double_backward(const Call& call, const Tensor& gradient, const Directions&
   run(call, job, 2);
 }
 
+int64_t scratch_bytes(Tensor scores, std::optional<Tensor> payload, std::string what, std::string network,
+                      int64_t first, int64_t last, bool of_steepness, int64_t direction) {
+  const Call call = call_of(scores, std::nullopt, payload, what, network, first, last, "cauchy", 0, 1, false);
+  const auto plan = plan_for(call, width_for(call, torch::stable::get_num_threads()));
+  const auto bytes = [&](auto job) {
+    using T = std::remove_const_t<std::remove_pointer_t<decltype(job.scores)>>;
+    job.plan = &plan->view;
+    job.of_steepness_wanted = of_steepness;
+    return static_cast<int64_t>(kernels<T>().scratch_bytes(job, static_cast<int>(direction)));
+  };
+  return call.is_double ? bytes(job_of<double>(call)) : bytes(job_of<float>(call));
+}
+
 struct Cpu {
   static void forward(const Call& call, Tensor& result) {
     call.is_double ? cpu::forward<double>(call, result) : cpu::forward<float>(call, result);
@@ -283,4 +356,5 @@ STABLE_TORCH_LIBRARY_IMPL(difflayers, CPU, library) {
   library.impl("transport", TORCH_BOX(&Operators::forward));
   library.impl("transport_backward", TORCH_BOX(&Operators::backward));
   library.impl("transport_double_backward", TORCH_BOX(&Operators::double_backward));
+  library.impl("transport_scratch_bytes", TORCH_BOX(&difflayers::cpu::scratch_bytes));
 }

@@ -53,6 +53,7 @@ struct Access<Pack<S>> {
   static DL_HD void set(Span<S> a, Pack<S> x) { x.store(a.p); }
   static DL_HD Pack<S> broadcast(Span<S> a) { return Pack<S>(*a.p); }
   static DL_HD void add_sum(Span<S> a, Pack<S> x) { *a.p += x.sum(); }
+  static DL_HD Pack<S> permute(Pack<S> a, Pack<S> b, const int32_t* index) { return a.permute(b, index); }
 };
 template <class S>
 struct Access<Dual<Pack<S>>> {
@@ -66,6 +67,9 @@ struct Access<Dual<Pack<S>>> {
   static DL_HD void add_sum(Span<S> a, Num x) {
     *a.p += x.v.sum();
     a.p[a.plane] += x.t.sum();
+  }
+  static DL_HD Num permute(Num a, Num b, const int32_t* index) {
+    return {a.v.permute(b.v, index), a.t.permute(b.t, index)};
   }
 };
 
@@ -161,7 +165,8 @@ class Tile {
     if (backwards) G = span(n * width);
     if (single && (backwards || job.what == What::carry_transposed)) R = span(n * width);
     for (auto& array : stage)
-      for (auto& side : array) side = span(stage_packets * lanes);
+      for (auto& side : array)
+        if (width < lanes) side = span(stage_packets * lanes);
 
     const int planes = tape_planes();
     const int64_t packet_bytes = lanes * static_cast<int64_t>(sizeof(S)) * planes_of_number;
@@ -372,57 +377,89 @@ class Tile {
       __builtin_memcpy(to.p + plane * to.plane, from.p + plane * from.plane, count * sizeof(S));
   }
 
-  // Calls body(a, b, other_a, other_b, lane, at) for every register of steps [begin, end), backwards if told: a and
-  // b are the two sides in wires[0], the others those in the last array, `lane` the place in its packet and `at`
-  // the one on the tape. Direct steps run in place, the others in the stage.
+  // The registers of one array on both sides of a comparator.
+  struct Sides {
+    Num a, b;
+  };
+  static DL_HD Sides load_sides(Span<S> a, Span<S> b) { return {A::get(a), A::get(b)}; }
+  static DL_HD void store_sides(Span<S> a, Span<S> b, const Sides& sides) {
+    A::set(a, sides.a);
+    A::set(b, sides.b);
+  }
+
+  // Calls body(x, other, lane, at) for every register of steps [begin, end), backwards if told, and stores what it
+  // leaves in x and other: the sides in the first and in the last array. `lane` is the place in the packet, `at`
+  // the one on the tape.
   template <int arrays, bool backwards, class Body>
   void walk(Span<S> (&wires)[arrays], int64_t begin, int64_t end, int64_t base, Body body) {
-    if (width == lanes && begin < end) {
+    if (begin == end) return;
+    const Span<S> first = wires[0], last = wires[arrays - 1];
+    const auto apply = [=](Span<S> a, Span<S> b, Span<S> other_a, Span<S> other_b, int64_t lane, int64_t at) DL_INLINE {
+      Sides x = load_sides(a, b), other{};
+      if constexpr (arrays > 1) other = load_sides(other_a, other_b);
+      body(x, other, lane, at);
+      store_sides(a, b, x);
+      if constexpr (arrays > 1) store_sides(other_a, other_b, other);
+    };
+    if (width == lanes) {
       // a comparator fills a packet: no steps needed
       const int64_t from = plan.step[begin].comparator;
       const int64_t to = plan.step[end - 1].comparator + plan.step[end - 1].count;
+      const int32_t *const lower = plan.lower, *const upper = plan.upper;
       for (int64_t i = 0; i < to - from; ++i) {
         const int64_t k = backwards ? to - 1 - i : from + i;
-        const int64_t a = int64_t(plan.lower[k]) * lanes, b = int64_t(plan.upper[k]) * lanes;
+        const int64_t a = int64_t(lower[k]) * lanes, b = int64_t(upper[k]) * lanes;
         for (int64_t l = 0; l < lanes; l += T::size)
-          body(wires[0].at(a + l), wires[0].at(b + l), wires[arrays - 1].at(a + l), wires[arrays - 1].at(b + l), l,
-               (k - base) * lanes + l);
+          apply(first.at(a + l), first.at(b + l), last.at(a + l), last.at(b + l), l, (k - base) * lanes + l);
       }
       return;
     }
     for (int64_t i = 0; i < end - begin; ++i) {
       const Step step = plan.step[backwards ? end - 1 - i : begin + i];
-      const int32_t* lower = plan.lower + step.comparator;
-      const int32_t* upper = plan.upper + step.comparator;
-      if (step.direct) {
-        const int64_t a = int64_t(lower[0]) * width, b = int64_t(upper[0]) * width;
-        over(wires[0].at(a), wires[0].at(b), wires[arrays - 1].at(a), wires[arrays - 1].at(b), step, base, body);
-        continue;
-      }
-      const int64_t used = step.count * width;
-      for (int k = 0; k < arrays; ++k) {
-        for (int plane = 0; plane < planes_of_number; ++plane) {
-          S* wire = wires[k].p + plane * wires[k].plane;
-          S* sides[2] = {stage[k][0].p + plane * stage[k][0].plane, stage[k][1].p + plane * stage[k][1].plane};
-          exchange<false>(width, wire, sides[0], lower, step.count);
-          exchange<false>(width, wire, sides[1], upper, step.count);
-          for (int64_t l = used; l < step.packets * lanes; ++l) sides[0][l] = sides[1][l] = S(0);
+      const int64_t tape_at = (step.tape - base) * lanes;
+      if constexpr (T::permutes) {
+        if (step.kind == cpu::permuted) {
+          for (int64_t p = 0; p < step.packets; ++p) {
+            const cpu::Window window = plan.window[step.tape + p];
+            const int32_t* const index = plan.pattern + int64_t(window.pattern) * 4 * lanes;
+            Sides x = permute(load_sides(first.at(window.a), first.at(window.b)), index), other{};
+            if constexpr (arrays > 1) other = permute(load_sides(last.at(window.a), last.at(window.b)), index);
+            body(x, other, 0, tape_at + p * lanes);
+            store_sides(first.at(window.a), first.at(window.b), permute(x, index + 2 * lanes));
+            if constexpr (arrays > 1)
+              store_sides(last.at(window.a), last.at(window.b), permute(other, index + 2 * lanes));
+          }
+          continue;
         }
       }
-      over(stage[0][0], stage[0][1], stage[arrays - 1][0], stage[arrays - 1][1], step, base, body);
-      for (int k = 0; k < arrays; ++k)
-        for (int plane = 0; plane < planes_of_number; ++plane) {
-          S* wire = wires[k].p + plane * wires[k].plane;
-          exchange<true>(width, wire, stage[k][0].p + plane * stage[k][0].plane, lower, step.count);
-          exchange<true>(width, wire, stage[k][1].p + plane * stage[k][1].plane, upper, step.count);
-        }
+      const bool gathered = step.kind != cpu::direct;
+      const int32_t* const lower = plan.lower + step.comparator;
+      const int32_t* const upper = plan.upper + step.comparator;
+      if (gathered) gather<arrays, false>(wires, lower, upper, step);
+      const int64_t a = int64_t(lower[0]) * width, b = int64_t(upper[0]) * width;
+      const Span<S> first_a = gathered ? stage[0][0] : first.at(a), first_b = gathered ? stage[0][1] : first.at(b);
+      const Span<S> last_a = gathered ? stage[arrays - 1][0] : last.at(a);
+      const Span<S> last_b = gathered ? stage[arrays - 1][1] : last.at(b);
+      for (int64_t l = 0; l < int64_t(step.packets) * lanes; l += T::size)
+        apply(first_a.at(l), first_b.at(l), last_a.at(l), last_b.at(l), l % lanes, tape_at + l);
+      if (gathered) gather<arrays, true>(wires, lower, upper, step);
     }
   }
-  template <class Body>
-  void over(Span<S> a, Span<S> b, Span<S> other_a, Span<S> other_b, const Step& step, int64_t base, Body body) {
-    const int64_t tape_at = (step.tape - base) * lanes;
-    for (int64_t i = 0; i < int64_t(step.packets) * lanes; i += T::size)
-      body(a.at(i), b.at(i), other_a.at(i), other_b.at(i), i % lanes, tape_at + i);
+  static DL_HD Sides permute(const Sides& x, const int32_t* index) {
+    return {A::permute(x.a, x.b, index), A::permute(x.a, x.b, index + lanes)};
+  }
+  // The wires of a step's comparators -> the stage, or back.
+  template <int arrays, bool back>
+  void gather(Span<S> (&wires)[arrays], const int32_t* lower, const int32_t* upper, const Step& step) {
+    for (int k = 0; k < arrays; ++k)
+      for (int plane = 0; plane < planes_of_number; ++plane) {
+        S* const wire = wires[k].p + plane * wires[k].plane;
+        S* const sides[2] = {stage[k][0].p + plane * stage[k][0].plane, stage[k][1].p + plane * stage[k][1].plane};
+        exchange<back>(width, wire, sides[0], lower, step.count);
+        exchange<back>(width, wire, sides[1], upper, step.count);
+        for (int64_t l = step.count * width; !back && l < int64_t(step.packets) * lanes; ++l)
+          sides[0][l] = sides[1][l] = S(0);
+      }
   }
 
   // Forward through all segments, then backward through each with its own tape, which begins at packet `base`.
@@ -464,14 +501,12 @@ class Tile {
     const Span<S> steep{steepness_planes, lanes};
     const T parameter(job.parameter), soft(this->soft);
     const Span<S> first = tape[0], next = tape[1];
-    walk<1 + carry, false>(wires, begin, end, base, [=](Span<S> a, Span<S> b, Span<S> fa, Span<S> fb, int64_t lane, int64_t at) DL_INLINE {
-      const Num x = A::get(a), y = A::get(b), s = A::get(steep.at(lane));
-      const Num d = y - x;
+    walk<1 + carry, false>(wires, begin, end, base, [=](Sides& x, Sides& f, int64_t lane, int64_t at) DL_INLINE {
+      const Num s = A::get(steep.at(lane)), d = x.b - x.a;
       const Pair<Num> pair = compare(d);
       const Terms<Num> t = relax<SwapType>(pair, s, parameter);
       const Num moved = shift(pair, t, s, soft);
-      A::set(a, select(pair.exchanged, y, x) + moved);
-      A::set(b, select(pair.exchanged, x, y) - moved);
+      x = {select(pair.exchanged, x.b, x.a) + moved, select(pair.exchanged, x.a, x.b) - moved};
       if constexpr (kind == Tape::weight) A::set(first.at(at), weight(pair, t, soft));
       if constexpr (kind == Tape::adjoint || kind == Tape::adjoint_and_steepness)
         A::set(first.at(at), signed_e(pair, t));
@@ -479,11 +514,8 @@ class Tile {
       if constexpr (kind == Tape::difference || kind == Tape::difference_and_weight) A::set(first.at(at), d);
       if constexpr (kind == Tape::difference_and_weight) A::set(next.at(at), weight(pair, t, soft));
       if constexpr (carry) {
-        Num u = A::get(fa), v = A::get(fb);
-        if constexpr (kind == Tape::difference) A::set(next.at(at), v - u);
-        mix(weight(pair, t, soft), u, v);
-        A::set(fa, u);
-        A::set(fb, v);
+        if constexpr (kind == Tape::difference) A::set(next.at(at), f.b - f.a);
+        mix(weight(pair, t, soft), f.a, f.b);
       }
     });
   }
@@ -492,8 +524,8 @@ class Tile {
   void mix_back(int64_t begin, int64_t end, int64_t base) {
     Span<S> wires[1] = {R};
     const Span<S> c = tape[0];
-    walk<1, true>(wires, begin, end, base, [=](Span<S> a, Span<S> b, Span<S>, Span<S>, int64_t, int64_t at)
-                                              DL_INLINE { mix_at(a, b, A::get(c.at(at))); });
+    walk<1, true>(wires, begin, end, base, [=](Sides& r, Sides&, int64_t, int64_t at)
+                                              DL_INLINE { mix(A::get(c.at(at)), r.a, r.b); });
   }
   static DL_HD void mix_at(Span<S> a, Span<S> b, Num weight) {
     Num u = A::get(a), v = A::get(b);
@@ -507,12 +539,9 @@ class Tile {
   void adjoint_back(int64_t begin, int64_t end, int64_t base) {
     Span<S> wires[1] = {G};
     const Span<S> e = tape[0], moved_by_s = tape[1], sums = steepness_sums;
-    walk<1, true>(wires, begin, end, base, [=](Span<S> a, Span<S> b, Span<S>, Span<S>, int64_t lane, int64_t at) DL_INLINE {
-      Num u = A::get(a), v = A::get(b);
-      if constexpr (steepness) add(sums.at(lane), (u - v) * A::get(moved_by_s.at(at)));
-      mix_lean(A::get(e.at(at)), u, v);
-      A::set(a, u);
-      A::set(b, v);
+    walk<1, true>(wires, begin, end, base, [=](Sides& g, Sides&, int64_t lane, int64_t at) DL_INLINE {
+      if constexpr (steepness) add(sums.at(lane), (g.a - g.b) * A::get(moved_by_s.at(at)));
+      mix_lean(A::get(e.at(at)), g.a, g.b);
     });
   }
   static DL_HD void add(Span<S> to, Num x) { A::set(to, A::get(to) + x); }
@@ -532,22 +561,20 @@ class Tile {
     const T parameter(job.parameter), soft(this->soft);
     const Span<S> ds = tape[0], differences_of_f = tape[1], of_weight = tape[2];
     const bool of_steepness = job.of_steepness_wanted;
-    walk<1 + fused, true>(wires, begin, end, base, [=](Span<S> a, Span<S> b, Span<S> ra, Span<S> rb, int64_t lane, int64_t at) DL_INLINE {
+    walk<1 + fused, true>(wires, begin, end, base, [=](Sides& g, Sides& r, int64_t lane, int64_t at) DL_INLINE {
       const Pair<Num> pair = compare(A::get(ds.at(at)));
       const Terms<Num> t = relax<SwapType>(pair, A::get(steep.at(lane)), parameter);
       Num of_c;
       if constexpr (fused) {
-        of_c = (A::get(ra) - A::get(rb)) * A::get(differences_of_f.at(at));
-        mix_at(ra, rb, weight(pair, t, soft));
+        of_c = (r.a - r.b) * A::get(differences_of_f.at(at));
+        mix(weight(pair, t, soft), r.a, r.b);
       } else {
         of_c = A::get(of_weight.at(at));
       }
-      Num u = A::get(a), v = A::get(b);
-      if (of_steepness) add(sums.at(lane), of_c * weight_by_s(pair, t) + (u - v) * (pair.r * t.ws));
-      mix_lean(signed_e(pair, t), u, v);
+      if (of_steepness) add(sums.at(lane), of_c * weight_by_s(pair, t) + (g.a - g.b) * (pair.r * t.ws));
+      mix_lean(signed_e(pair, t), g.a, g.b);
       const Num of_d = of_c * weight_by_d(pair, t);
-      A::set(a, u - of_d);
-      A::set(b, v + of_d);
+      g = {g.a - of_d, g.b + of_d};
     });
   }
 

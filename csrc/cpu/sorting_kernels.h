@@ -11,13 +11,23 @@ constexpr int lanes = 16;  // one packet: 16 / width comparators of `width` samp
 
 enum class What { values, matrix, carry, carry_transposed };
 
-// Part of a layer. Direct steps are comparators (a + i, b + i); the others are gathered into packets.
+// How a step's packets come out of the wires. Direct: comparators (a + i, b + i), both sides contiguous. Permuted:
+// the wires of a packet fill two stretches of 16 elements, whose elements are then put in order. Gathered: one by
+// one. Where no instruction permutes, permuted steps are gathered.
+enum Kind : int32_t { direct, permuted, gathered };
+
+// Part of a layer.
 struct Step {
   int32_t packets;
   int32_t count;       // comparators
   int32_t comparator;  // index of the first one
-  int32_t direct;      // whether both sides are contiguous
-  int64_t tape;        // packets before this step
+  Kind kind;
+  int64_t tape;  // packets before this step
+};
+
+// A permuted packet: the first elements of its stretches, and the pattern that takes them to the two sides and back.
+struct Window {
+  int32_t a, b, pattern;
 };
 
 // A network laid out for tiles of `width` samples; wire i of sample w is element i * width + w.
@@ -28,6 +38,8 @@ struct Plan {
   const Step* step;
   const int32_t* lower;
   const int32_t* upper;
+  const Window* window;    // of each packet, where permuted
+  const int32_t* pattern;  // four indices of 16 each: stretches -> lower, upper side; sides -> stretches a, b
   const int32_t* slot;  // tape element of comparator k, sample 0 of the tile
   // For the matrix, the comparators reached from each tile of 16 columns; null where that would be too long.
   const int32_t* reach;

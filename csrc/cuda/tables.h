@@ -19,8 +19,8 @@ inline void check(cudaError_t error, const char* action) {
   STD_TORCH_CHECK(error == cudaSuccess, "difflayers: CUDA failed to ", action, ": ", cudaGetErrorString(error));
 }
 
-// A table's memory comes from the CUDA runtime rather than from torch's allocator: cudaFree waits for the
-// device, so a table that falls out of the cache outlives every kernel that was launched with it.
+// A table's memory comes from the CUDA runtime rather than from torch's allocator, which would hand it to
+// another tensor while kernels on other streams still read it.
 class DeviceTable {
  public:
   DeviceTable(const Program& program, int device) : device_(device) {
@@ -66,7 +66,8 @@ class DeviceTable {
     int previous = 0;
     if (memory_ == nullptr || cudaGetDevice(&previous) != cudaSuccess) return;
     cudaSetDevice(device_);
-    cudaFree(memory_);
+    // kernels may still read the table; where nothing may wait (another thread captures a graph), it is leaked
+    if (cudaDeviceSynchronize() == cudaSuccess) cudaFree(memory_);
     cudaSetDevice(previous);
     memory_ = nullptr;
   }
@@ -98,10 +99,11 @@ inline std::shared_ptr<const DeviceTable> table_for(const Call& call, int device
   if (found == cache.end()) {
     const auto source = program(call.network, call.n, call.first, call.last);
     auto made = std::make_shared<const DeviceTable>(*source, device);
-    // cudaFree is not allowed during a capture: the cache then grows beyond its limit
+    // waiting for the device is not allowed during a capture: the cache then grows beyond its limit
     if (cached + source->comparators() > limit && !capturing) {
       std::erase_if(cache, [](const auto& entry) { return !entry.second.captured; });
       cached = 0;
+      for (const auto& entry : cache) cached += entry.second.table->view().count;
     }
     cached += source->comparators();
     found = cache.emplace(std::move(key), Entry{std::move(made), false}).first;

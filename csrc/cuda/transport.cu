@@ -48,9 +48,9 @@ struct DeviceTeam {
   }
 };
 
-struct Teams {
-  int32_t lanes;            // of one team
-  size_t fast, slow;        // bytes per team
+struct Geometry {
+  int32_t lanes;      // of one team
+  size_t fast, slow;  // bytes per team
   char* scratch;
 };
 
@@ -59,7 +59,7 @@ template <class Num, bool backwards>
 constexpr int most_threads = sizeof(Num) == 4 && !backwards ? 1024 : 512;
 
 template <class Num, bool backwards, class T>
-__global__ void __launch_bounds__(most_threads<Num, backwards>) rows_kernel(const Job<T> job, const Teams teams) {
+__global__ void __launch_bounds__(most_threads<Num, backwards>) rows_kernel(const Job<T> job, const Geometry teams) {
   extern __shared__ __align__(16) char shared[];
   const int32_t thread = static_cast<int32_t>(threadIdx.x), in_block = static_cast<int32_t>(blockDim.x) / teams.lanes;
   const int32_t team_in_block = thread / teams.lanes, lane = thread % teams.lanes;
@@ -148,7 +148,7 @@ struct Launcher {
     if (slow > 0) blocks = std::min<int64_t>(blocks, std::max<int64_t>(static_cast<int64_t>(total_limit / slow), 1));
     Tensor scratch = torch::stable::new_empty(call.scores, {static_cast<int64_t>(slow) * blocks},
                                               torch::headeronly::ScalarType::Byte);
-    const Teams teams{shape.lanes, needed.fast_used, needed.slow_used, data<char>(scratch)};
+    const Geometry teams{shape.lanes, needed.fast_used, needed.slow_used, data<char>(scratch)};
     kernel<<<static_cast<unsigned>(blocks), static_cast<unsigned>(shape.threads), dynamic, stream>>>(job, teams);
     check(cudaGetLastError(), "launch a sorting kernel");
   }

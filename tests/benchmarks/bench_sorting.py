@@ -20,6 +20,7 @@ from measure import machine, saved_floats, side_by_side, trained
 from torch import Tensor
 
 import difflayers as dl
+from difflayers._ops import transport_scratch_bytes
 from difflayers.sorting import networks
 
 SIZES = ((1024, 8), (256, 32), (64, 128), (16, 512), (4, 1024))
@@ -138,8 +139,11 @@ def memory() -> str:
         x = torch.randn(batch, n)
         depth = len(networks.layers("bitonic", n))
         kept = saved_floats(lambda x: dl.sort(x, network="bitonic"), x) / (batch * n)
+        ranks = torch.ones(1, n, 1)
         scratch = [
-            dl.sorting.scratch_bytes(batch, n, what, network="bitonic") // 4 for what in ("values", "matrix", "ranks")
+            transport_scratch_bytes(x, "values", "bitonic") // 4,
+            transport_scratch_bytes(x, "matrix", "bitonic") // 4,
+            transport_scratch_bytes(x, "carry_transposed", "bitonic", ranks) // 4,
         ]
         rows.append([f"{batch} x {n}", f"{kept:.2f} n", *(f"{s:,}" for s in scratch), f"{16 * depth * n:,}"])
     return table(rows, ["batch x n", "kept per row (floats)", "scratch, values", "scratch, matrix", "scratch, ranks",

@@ -13,7 +13,6 @@ import torch
 
 import difflayers as dl
 from difflayers.sorting import networks, reference, swaps
-
 from tests.tolerances import assert_near
 
 pytestmark = pytest.mark.skipif(not dl.build_info()["compiled"], reason="built without kernels")
@@ -57,10 +56,9 @@ class Case:
             pairs = [(a, b) for layer in networks.layers("odd_even", n) for a, b in zip(*layer, strict=True)]
             network = f"{n}:" + ",".join(f"{a}-{b}" for a, b in pairs)
         self.network = network
-        flags = dict(hard=hard, pruned=pruned, shared=shared, steep=steep, per_row_direction=per_row_direction)
-        self.name = "-".join(
-            [what, swap.name, network[:14], f"n{n}", f"m{m}", *(flag for flag, is_set in flags.items() if is_set)]
-        )
+        flags = {"hard": hard, "pruned": pruned, "shared": shared, "steep": steep, "direction": per_row_direction}
+        chosen = [name for name in flags if flags[name]]
+        self.name = "-".join([what, swap.name, network[:14], f"n{n}", f"m{m}", *chosen])
         wanted = self.last - self.first
         generator = torch.Generator().manual_seed(sum(map(ord, self.name)))
         draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
@@ -188,6 +186,12 @@ def test_emulation_is_the_cpu_kernel_with_infinities():
         assert_agree(case, run(case, prefix="emulated_"), run(case), torch.float64)
 
 
+@pytest.mark.parametrize("n", range(2, 34))
+def test_short_rows_in_registers(n):
+    for case in cases(5, what="values", n=n, m=1, network="odd_even_merge", pruned=False, steep=False):
+        assert_agree(case, run(case, prefix="emulated_"), run(case), torch.float64)
+
+
 def test_emulation_is_right_where_values_tie():
     for case in cases(3001, n=17):
         case.scores = (case.scores * 2).round() / 2
@@ -234,12 +238,21 @@ def test_cuda_with_more_rows_than_teams(n, what):
 
 
 @cuda
+@pytest.mark.parametrize("hard", [False, True])
+@pytest.mark.parametrize("swap", ["cauchy", "reciprocal"])
+@pytest.mark.parametrize("n", [2, 3, 7, 8, 13, 16, 31, 32])
+def test_cuda_in_registers(n, swap, hard):
+    case = cases(10**9, what="values", n=n, swap=swaps.SWAPS[swap], network="odd_even_merge", hard=hard, rows=20011)[0]
+    assert_agree(case, run(case, torch.float32, "cuda"), run(case, torch.float32), torch.float32, NAMES[:2])
+
+
+@cuda
 @pytest.mark.parametrize("n", [255, 256, 257, 1000, 2048, 4099, 16384, 65536])
 def test_cuda_on_long_rows(n):
     case = cases(10**9, what="values", n=n, network="odd_even_merge", steep=True, rows=3)[0]
     expected = run(case)
     assert_agree(case, run(case, device="cuda"), expected, torch.float64)
-    assert_agree(case, run(case, torch.float32, "cuda"), expected, torch.float32, NAMES[:1])
+    assert_agree(case, run(case, torch.float32, "cuda"), run(case, torch.float32), torch.float32, NAMES[:1])
 
 
 @cuda

@@ -140,3 +140,19 @@ def test_everything_present_is_no_mask():
     x = random()
     for f in (dl.sort, dl.permutation, dl.rank, dl.median):
         assert_identical(f(x, mask=torch.ones(6, dtype=torch.bool)), f(x))
+
+
+@softness
+@each_network
+def test_a_present_infinity_keeps_its_place(network, hard):
+    """Absent elements act as +inf (as -inf in topk), yet what is present comes before what is not."""
+    x = torch.tensor([0.0, math.inf, 1.0, -math.inf])
+    s = {"network": network, "hard": hard, "mask": torch.tensor([False, True, False, True])}
+    assert_identical(dl.sort(x, **s), torch.tensor([-math.inf, math.inf, 0.0, 0.0]))
+    assert_identical(dl.rank(x, **s), torch.tensor([0.0, 2.0, 0.0, 1.0]))
+    matrix = torch.zeros(4, 4)
+    matrix[0, 3] = matrix[1, 1] = 1
+    assert_identical(dl.permutation(x, **s), matrix)
+    assert_identical(dl.sort_by(x, torch.arange(4.0)[:, None], **s)[:, 0], torch.tensor([3.0, 1.0, 0.0, 0.0]))
+    for largest in (True, False):
+        assert_identical(dl.topk(x, 3, largest=largest, **s).membership, torch.tensor([0.0, 1.0, 0.0, 1.0]))

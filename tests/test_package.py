@@ -1,0 +1,160 @@
+"""The package as users meet it: its names, its documentation, its import, life without compiled kernels."""
+
+import inspect
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import difflayers as dl
+
+ROOT = Path(__file__).parent.parent
+MODULES = {
+    "difflayers": dl,
+    "difflayers.losses": dl.losses,
+    "difflayers.sorting": dl.sorting,
+    "difflayers.swaps": dl.swaps,
+}
+
+
+def public_names():
+    return [f"{module}.{name}" for module, where in MODULES.items() for name in sorted(where.__all__)]
+
+
+def public_objects():
+    for module, where in MODULES.items():
+        for name in where.__all__:
+            thing = getattr(where, name)
+            if inspect.isclass(thing) or inspect.isfunction(thing):
+                yield pytest.param(thing, id=f"{module}.{name}")
+
+
+def test_names_are_those_checked_in():
+    """A name added or removed on purpose: edit tests/public_names.txt."""
+    checked_in = (Path(__file__).parent / "public_names.txt").read_text().split()
+    assert public_names() == checked_in
+
+
+def test_every_name_exists_once():
+    for where in MODULES.values():
+        assert len(set(where.__all__)) == len(where.__all__)
+        for name in where.__all__:
+            assert hasattr(where, name)
+
+
+@pytest.mark.parametrize("thing", list(public_objects()))
+def test_docstring(thing):
+    text = inspect.getdoc(thing)
+    assert text
+    first = text.splitlines()[0]
+    assert first.endswith((".", ":"))
+    assert len(first) <= 120
+
+
+SORTING = [dl.sort, dl.permutation, dl.rank, dl.sort_by, dl.topk, dl.quantile, dl.median]
+SORTING += [dl.SortingNetwork, dl.Sort, dl.Rank, dl.TopK, dl.sorting.EquivariantScorer]
+SORTING += [getattr(dl.losses, name) for name in dl.losses.__all__]
+
+
+@pytest.mark.parametrize("thing", SORTING, ids=lambda thing: thing.__name__)
+def test_docstring_sections(thing):
+    text = inspect.getdoc(thing)
+    for section in ("Args:", "Returns:", "Raises:", "Example:"):
+        assert section in text
+    assert re.search(r"^Cost", text, re.MULTILINE)
+    assert re.search(r"[Tt]ransforms", text)
+    assert ">>> " in text
+    named = text[text.index("Args:") : text.index("Returns:")]
+    for name in inspect.signature(thing).parameters:
+        assert re.search(rf"\b{name}\b", named), f"{name} is not described"
+
+
+def test_version():
+    assert re.fullmatch(r"\d+\.\d+\.\d+(\.dev\d+)?", dl.__version__)
+    assert f'version = "{dl.__version__}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def run(code, **environment):
+    return subprocess.run(
+        [sys.executable, "-W", "always", "-c", code], env={**os.environ, **environment}, cwd=ROOT,
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_import_loads_nothing_heavy():
+    code = "import sys, torch, numpy; before = set(sys.modules); import difflayers; print(*(set(sys.modules) - before))"
+    done = run(code)
+    assert done.returncode == 0, done.stderr
+    new = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "difflayers" in new
+    heavy = {"scipy", "ortools", "matplotlib", "sklearn", "triton", "pandas", "cvxpy", "cvxpylayers", "tqdm", "PIL"}
+    assert not new & heavy
+
+
+WITHOUT_KERNELS = """
+import importlib.util, sys, warnings
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: None if name == "difflayers._C" else find(name, *rest)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import difflayers as dl
+"""
+
+
+def test_without_compiled_kernels(tmp_path):
+    x = torch.randn(5, 9, dtype=torch.float64)
+    torch.save(x, tmp_path / "x.pt")
+    code = f"""{WITHOUT_KERNELS}
+    import difflayers as again
+own = [w for w in caught if "difflayers" in str(w.message)]
+assert len(own) == 1, caught
+assert "compiler" in str(own[0].message), own[0].message
+info = dl.build_info()
+assert not info["compiled"] and info["instruction_set"] is None and not info["cuda"], info
+import torch
+x = torch.load({str(tmp_path / "x.pt")!r})
+result = {{}}
+for name, f in dict(sort=dl.sort, rank=dl.rank, permutation=dl.permutation, median=dl.median).items():
+    for hard in (False, True):
+        leaf = x.clone().requires_grad_()
+        y = f(leaf, hard=hard)
+        y.square().sum().backward()
+        result[name, hard] = (y.detach(), leaf.grad)
+torch.save(result, {str(tmp_path / "result.pt")!r})
+"""
+    done = run(code, DIFFLAYERS_REQUIRE_KERNELS="0")
+    assert done.returncode == 0, done.stderr
+    for (name, hard), (values, gradient) in torch.load(tmp_path / "result.pt").items():
+        leaf = x.clone().requires_grad_()
+        y = getattr(dl, name)(leaf, hard=hard)
+        y.square().sum().backward()
+        torch.testing.assert_close(values, y.detach(), rtol=0, atol=1e-12)
+        torch.testing.assert_close(gradient, leaf.grad, rtol=0, atol=1e-10)
+
+
+def test_required_kernels_that_are_missing_are_an_error():
+    done = run(WITHOUT_KERNELS, DIFFLAYERS_REQUIRE_KERNELS="1")
+    assert done.returncode != 0
+    assert "ImportError: difflayers: DIFFLAYERS_REQUIRE_KERNELS=1" in done.stderr
+
+
+def test_build_info():
+    info = dl.build_info()
+    assert info["torch"] == torch.__version__
+    assert (info["instruction_set"] in info["instruction_sets"]) == info["compiled"]
+
+
+PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/*.md"))] if page.exists()]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_python_snippets_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # whatever a snippet writes
+    namespace = {"__name__": "snippet"}
+    for match in re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+        line = page.read_text()[: match.start(1)].count("\n")
+        exec(compile("\n" * line + match[1], str(page), "exec"), namespace)
