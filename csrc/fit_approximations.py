@@ -1,6 +1,6 @@
 """Prints the polynomial coefficients of approximations.h, fitted by Lawson's iteration (needs numpy and mpmath).
 
-    python csrc/fit_approximations.py
+python csrc/fit_approximations.py
 """
 
 import mpmath as mp

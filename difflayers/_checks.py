@@ -11,6 +11,7 @@ import numbers
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,12 +52,16 @@ def contents_are_checked(*tensors: Tensor) -> bool:
 def tensor(function: str, name: str, value: object) -> Tensor:
     """A floating-point tensor, unchanged."""
     if not isinstance(value, Tensor):
-        raise TypeError(f"{function}: argument '{name}' must be a torch.Tensor, got {type(value).__name__}; "
-                        f"convert it with torch.as_tensor({name})")
+        raise TypeError(
+            f"{function}: argument '{name}' must be a torch.Tensor, got {type(value).__name__}; "
+            f"convert it with torch.as_tensor({name})"
+        )
     if not value.is_floating_point():
         dtype = str(value.dtype).removeprefix("torch.")
-        raise TypeError(f"{function}: argument '{name}' must have a floating-point dtype, got {dtype}; "
-                        f"convert it with {name}.float()")
+        raise TypeError(
+            f"{function}: argument '{name}' must have a floating-point dtype, got {dtype}; "
+            f"convert it with {name}.float()"
+        )
     return value
 
 
@@ -68,8 +73,10 @@ def dimension(function: str, name: str, x: Tensor, dim: object) -> int:
     if x.dim() == 0:
         raise ValueError(f"{function}: argument '{name}' must have at least one dimension, got a scalar")
     if not -x.dim() <= index < x.dim():
-        raise ValueError(f"{function}: argument 'dim' must be in [{-x.dim()}, {x.dim() - 1}] "
-                         f"for an input of shape {tuple(x.shape)}, got {index}")
+        raise ValueError(
+            f"{function}: argument 'dim' must be in [{-x.dim()}, {x.dim() - 1}] "
+            f"for an input of shape {tuple(x.shape)}, got {index}"
+        )
     return index - x.dim() if index >= 0 else index
 
 
@@ -77,10 +84,12 @@ def integer(function: str, name: str, value: object, *, minimum: int | None = No
     """A Python integer (not a bool) in [minimum, maximum]."""
     if isinstance(value, bool) or not isinstance(value, (numbers.Integral, torch.SymInt)):
         raise TypeError(f"{function}: argument '{name}' must be an integer, got {type(value).__name__}")
-    if (minimum is not None and value < minimum) or (maximum is not None and value > maximum):
+    # a size under torch.compile may be a SymInt, which int() would specialise
+    result: Any = value if isinstance(value, (int, torch.SymInt)) else int(value)
+    if (minimum is not None and result < minimum) or (maximum is not None and result > maximum):
         rule = f"in [{minimum}, {maximum}]" if maximum is not None else f"at least {minimum}"
         raise ValueError(f"{function}: argument '{name}' must be {rule}, got {value}")
-    return value if isinstance(value, (int, torch.SymInt)) else int(value)
+    return result
 
 
 def number(

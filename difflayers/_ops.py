@@ -92,9 +92,7 @@ def _folded(info: Any, in_dims: tuple[Any, ...], op: Any, *arguments: Any) -> tu
             rows = max(rows, value.shape[0] if at is None else value.movedim(at, 0).shape[1])
     folded = []
     for value, at in zip(arguments, in_dims, strict=True):
-        if not isinstance(value, Tensor):
-            folded.append(value)
-        elif at is None and value.shape[0] == 1 and rows != 1:
+        if not isinstance(value, Tensor) or (at is None and value.shape[0] == 1 and rows != 1):
             folded.append(value)
         else:
             value = value.movedim(at, 0) if at is not None else value.expand(size, *value.shape)
@@ -159,8 +157,9 @@ def _define_transport() -> Any:
         torch.library.register_vmap(op._schema.name, batched)
 
     run_double = not_differentiable(
-        double, "the third derivative of a sorting network is not implemented; use difflayers.swaps.Custom, "
-        "which runs on the plain-PyTorch path and can be differentiated without limit"
+        double,
+        "the third derivative of a sorting network is not implemented; use difflayers.swaps.Custom, "
+        "which runs on the plain-PyTorch path and can be differentiated without limit",
     )
 
     no_settings = (None,) * 8  # what ... hard take no gradient

@@ -1,11 +1,12 @@
 """Relaxed sorting networks: sort, rank, top-k, quantiles, and losses for ranking supervision."""
 
 from . import swaps
-from .functional import TopKResult, median, permutation, quantile, rank, sort, sort_by, topk
+from .functional import permutation, rank, sort, sort_by
 from .layers import Rank, Sort, Sorted, SortingNetwork, TopK
 from .losses import NDCGLoss, PermutationCrossEntropy, SpearmanLoss, permutation_cross_entropy
 from .networks import NETWORKS, Network
 from .scorer import EquivariantScorer
+from .selection import TopKResult, median, quantile, topk
 from .steepness import RelativeSteepness
 from .topk_cross_entropy import TopKCrossEntropy
 

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from .. import _checks
 from . import networks, swaps
-from .functional import TopKResult, permutation, rank, sort, topk
+from .functional import permutation, rank, sort
 from .networks import Network
 from .rows import Steepness
+from .selection import TopKResult, topk
 from .steepness import RelativeSteepness
 from .swaps import Swap
 

@@ -180,8 +180,10 @@ def resolve(function: str, network: str | Network, n: int) -> str:
             f"or a difflayers.sorting.Network, got {type(network).__name__}"
         )
     if network.n != n:
-        raise ValueError(f"{function}: argument 'network' must have as many wires as the input has elements "
-                         f"({n}), got a network of {network.n}")
+        raise ValueError(
+            f"{function}: argument 'network' must have as many wires as the input has elements "
+            f"({n}), got a network of {network.n}"
+        )
     return network.spec
 
 

@@ -41,7 +41,9 @@ def _split(x: Tensor, layer: networks.Layer, n: int) -> tuple[Tensor, Tensor, Te
     return lower, upper, torch.as_tensor(idle, device=x.device), torch.as_tensor(position, device=x.device)
 
 
-def _run(x: Tensor, s: Tensor, layers: tuple[networks.Layer, ...], swap: Swap, hard: bool) -> tuple[Tensor, list[Comparison]]:
+def _run(
+    x: Tensor, s: Tensor, layers: tuple[networks.Layer, ...], swap: Swap, hard: bool
+) -> tuple[Tensor, list[Comparison]]:
     """Sorted values and every layer's decisions for x: [B, n], s: [B, 1]."""
     trace = []
     for layer in layers:

@@ -277,8 +277,12 @@ def resolve(function: str, swap: str | Swap) -> Swap:
         return swap
     names = ", ".join(map(repr, SWAPS))
     if not isinstance(swap, str):
-        raise TypeError(f"{function}: argument 'swap' must be a name ({names}) or a difflayers.swaps object, "
-                        f"got {type(swap).__name__}")
+        raise TypeError(
+            f"{function}: argument 'swap' must be a name ({names}) or a difflayers.swaps object, "
+            f"got {type(swap).__name__}"
+        )
     if swap not in SWAPS:
-        raise ValueError(f"{function}: argument 'swap' must be one of {names} or a difflayers.swaps object, got {swap!r}")
+        raise ValueError(
+            f"{function}: argument 'swap' must be one of {names} or a difflayers.swaps object, got {swap!r}"
+        )
     return SWAPS[swap]

@@ -81,11 +81,11 @@ def table(rows: list[list[str]], header: list[str]) -> str:
 
 
 BARS = (  # ours, peer, sizes, the ratio to reach (ours / peer at most)
-    ("values, bitonic", "torch.sort", (8, 32, 128, 512, 1024), {n: 1.0 for n in (8, 32, 128, 512, 1024)}),
+    ("values, bitonic", "torch.sort", (8, 32, 128, 512, 1024), dict.fromkeys((8, 32, 128, 512, 1024), 1.0)),
     ("values, odd_even", "torch.sort", (8, 32), {8: 1.0, 32: 1.0}),
     ("matrix", "diffsort, matrix", (8, 32, 128, 512), {8: 1 / 20, 32: 1 / 30, 128: 1 / 50, 512: 1 / 100}),
     ("ranks", "torchsort, ranks", (128, 512, 1024), {128: 1.0, 512: 1.0, 1024: 1.0}),
-    ("top-k, k = 5", "difftopk, k = 5", (128, 512, 1024), {n: 1 / 300 for n in (128, 512, 1024)}),
+    ("top-k, k = 5", "difftopk, k = 5", (128, 512, 1024), dict.fromkeys((128, 512, 1024), 1 / 300)),
 )
 
 

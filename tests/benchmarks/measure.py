@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 
 
-def side_by_side(contenders: dict[str, Callable[[], object]], seconds: float = 0.5, rounds: int = 9) -> dict[str, float]:
+def side_by_side(
+    contenders: dict[str, Callable[[], object]], seconds: float = 0.5, rounds: int = 9
+) -> dict[str, float]:
     """The fastest of several rounds of each contender, in seconds per call.
 
     Within a round every contender runs for about seconds / rounds, in turn. The fastest round is the one that the
