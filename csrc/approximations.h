@@ -138,7 +138,7 @@ DL_HD double power(double x, double y) { return std::pow(x, y); }
 
 #ifdef __CUDA_ARCH__
 DL_HD float exp_of_minus(float v) { return expf(-v); }
-DL_HD float arctan_over_pi(float z) { return atanf(z) * 0.31830988618379067154f; }
+DL_HD float arctan_over_pi(float z) { return polynomial::arctan_over_pi(z); }  // atanf reduces its argument
 DL_HD float normal_tail(float v) { return 0.5f * erfcf(v * 0.70710678118654752440f); }
 DL_HD float power(float x, float y) { return powf(x, y); }
 #else

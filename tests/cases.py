@@ -52,12 +52,16 @@ class Case:
         """The naive result for every row of x, in float64."""
         rows = x.double().movedim(dim, -1)
         lead, n = rows.shape[:-1], rows.shape[-1]
-        steep = torch.as_tensor(steepness, dtype=torch.float64).expand(*[1 if d == dim % x.dim() else size
-                                                                      for d, size in enumerate(x.shape)])
+        steep = torch.as_tensor(steepness, dtype=torch.float64).expand(
+            *[1 if d == dim % x.dim() else size for d, size in enumerate(x.shape)]
+        )
         steep = steep.movedim(dim, -1).reshape(-1) if lead else steep.reshape(1)
         if math.prod(lead) == 0:
             return x.new_zeros(self.shape(x.shape, dim), dtype=torch.float64)
-        results = [self.naive(row, steepness=s, **settings) for row, s in zip(rows.reshape(math.prod(lead), n), steep, strict=True)]
+        results = [
+            self.naive(row, steepness=s, **settings)
+            for row, s in zip(rows.reshape(math.prod(lead), n), steep, strict=True)
+        ]
         result = torch.stack(results).reshape((*lead, *results[0].shape))
         return result.movedim(-1, dim) if self.place == "dim" else result
 

@@ -148,7 +148,7 @@ def test_two_processes_give_the_gradients_of_one(tmp_path):
     torch.save(x, tmp_path / "data.pt")
     expected = gradients(network, x)
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": os.environ.get("GLOO_SOCKET_IFNAME", "lo")}
+    environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ, "OMP_NUM_THREADS": "1"}
     workers = [
         subprocess.Popen(
             [sys.executable, "-c", WORKER, str(rank), str(tmp_path / "store"), str(tmp_path), root],

@@ -313,7 +313,10 @@ void double_backward(const Call& call, const Tensor& gradient, const Directions&
   job.gradient = data<T>(gradient);
   job.h_scores = data<T>(h.scores);
   if (h.steepness) job.h_steepness = data<T>(*h.steepness);
-  if (h.payload) job.h_payload = data<T>(*h.payload);
+  if (h.payload) {
+    job.h_payload = data<T>(*h.payload);
+    job.h_payload_stride = h.payload->size(0) == 1 ? 0 : h.payload->size(1) * call.m;
+  }
   job.result = data<T>(out.of_gradient);
   job.of_scores = data<T>(out.of_scores);
   if (out.of_steepness.numel() > 0) job.of_steepness = data<T>(out.of_steepness);

@@ -213,9 +213,9 @@ class Tile : TileState<S, dual> {
     fill(G, n * width);
     if (transposed) {
       load(F, job.gradient + j, nullptr, n * m, m, 0, n);
-      load(R, job.payload + j, column_of(job.h_payload, j), job.payload_stride, m, job.first, job.last);
+      load(R, job.payload + j, column_of(job.h_payload, j), job.payload_stride, m, job.first, job.last, job.h_payload_stride);
     } else {
-      load(F, job.payload + j, column_of(job.h_payload, j), job.payload_stride, m, 0, n);
+      load(F, job.payload + j, column_of(job.h_payload, j), job.payload_stride, m, 0, n, job.h_payload_stride);
       load(R, job.gradient + j, nullptr, wanted * m, m, job.first, job.last);
     }
     sweep([&](int64_t begin, int64_t end, int64_t base) { advance<Tape::difference, true>(begin, end, base); },
@@ -348,7 +348,7 @@ class Tile : TileState<S, dual> {
     const int64_t r = row + w, wanted = job.last - job.first;
     const int64_t m = job.what == What::matrix ? n : job.m;
     const S* payload = job.payload == nullptr ? nullptr : job.payload + r * job.payload_stride;
-    const S* h_payload = job.h_payload == nullptr ? nullptr : job.h_payload + r * job.payload_stride;
+    const S* h_payload = job.h_payload == nullptr ? nullptr : job.h_payload + r * job.h_payload_stride;
     S* const of_forward = transposed ? job.of_payload : pass == Pass::curvature ? job.result : nullptr;
     S* const of_backward = !transposed ? job.of_payload : pass == Pass::curvature ? job.result : nullptr;
     for (int64_t j = 0; j < m; j += lanes) {

@@ -59,7 +59,7 @@ struct Job {
   bool hard, of_steepness_wanted, by_column;
   T parameter, constant;
   int64_t rows, first, last, m;
-  int64_t payload_stride;  // elements from row to row; 0 = shared
+  int64_t payload_stride, h_payload_stride;  // elements from row to row; 0 = shared
   const T* scores;
   const T* steepness;  // or null: `constant`
   const T* payload;

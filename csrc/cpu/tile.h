@@ -134,15 +134,15 @@ class TileState {
   }
 
   // wires [begin, end) from element i * step of each row, zeros elsewhere; `tangent` likewise or null
-  void load(Span<S> to, const S* from, const S* tangent, int64_t row_stride, int64_t step, int64_t begin,
-            int64_t end) {
+  void load(Span<S> to, const S* from, const S* tangent, int64_t row_stride, int64_t step, int64_t begin, int64_t end,
+            int64_t tangent_stride = -1) {
     if (begin > 0 || end < n || live < width || (planes_of_number == 2 && tangent == nullptr)) fill(to, n * width);
     const S* sources[2] = {from, tangent};
+    const int64_t strides[2] = {row_stride, tangent_stride < 0 ? row_stride : tangent_stride};
     for (int plane = 0; plane < planes_of_number; ++plane) {
       if (sources[plane] == nullptr) continue;
-      const S* const source = sources[plane] + row * row_stride;
       S* const target = to.p + plane * to.plane + begin * width;
-      interleave(target, source, row_stride, step, end - begin);
+      interleave(target, sources[plane] + row * strides[plane], strides[plane], step, end - begin);
     }
   }
 

@@ -103,13 +103,13 @@ def transport(
     n = scores.shape[1]
     layers = networks.layers(network, n, first, last)
     broken = torch.isnan(scores).any(dim=1, keepdim=True)
-    # [B, 1]; multiplies values and gradients alike. The empty sum ties the result to the graph of the scores
-    # even where no comparator does (n < 2).
-    poison = torch.where(broken, torch.nan, 1.0).to(scores.dtype) + scores[:, :0].sum(dim=1, keepdim=True)
+    poison = torch.where(broken, torch.nan, 1.0).to(scores.dtype)  # [B, 1]; multiplies values and gradients alike
+    # an empty sum: ties the result to the graph of the scores even where no comparator does (n < 2)
+    tie = scores[:, :0].sum(dim=1, keepdim=True)
     s = scores.new_full((1, 1), constant) if steepness is None else steepness[:, None]
     values, trace = _run(scores, s, layers, swap, hard)
     if what == "values":
-        return values[:, first:last] * poison
+        return values[:, first:last] * poison + tie
     if what == "matrix":
         payload = torch.eye(n, dtype=scores.dtype, device=scores.device)[None]
     assert payload is not None
@@ -122,4 +122,4 @@ def transport(
         for step in trace:
             moved = _mix(moved, step)
         moved = moved[:, first:last]
-    return moved * poison[..., None]
+    return moved * poison[..., None] + tie[..., None]

@@ -150,6 +150,35 @@ def memory() -> str:
                         "16 L n"])  # fmt: skip
 
 
+def gpu() -> str:
+    """Values on a GPU against the bandwidth of a device copy: reciprocal swap, n = 32, batch 2^20."""
+    x = torch.randn(1 << 20, 32, device="cuda", requires_grad=True)
+    w = torch.randn_like(x)
+
+    def milliseconds(run: Callable[[], object]) -> float:
+        for _ in range(3):
+            run()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        for _ in range(20):
+            run()
+        end.record()
+        torch.cuda.synchronize()
+        return start.elapsed_time(end) / 20
+
+    target = torch.empty_like(x)
+    copy = milliseconds(lambda: target.copy_(x.detach()))
+    forward = milliseconds(lambda: dl.sort(x.detach(), swap="reciprocal"))
+    both = milliseconds(lambda: torch.autograd.grad(dl.sort(x, swap="reciprocal"), x, w))
+    # forward reads and writes n floats a row as the copy does; backward reads two and writes one
+    rows = [
+        ["copy", f"{copy:.3f}", "100 %"],
+        ["forward", f"{forward:.3f}", f"{100 * copy / forward:.0f} %"],
+        ["forward + backward", f"{both:.3f}", f"{100 * 2.5 * copy / both:.0f} %"],
+    ]
+    return f"{torch.cuda.get_device_name()}\n\n" + table(rows, ["2^20 x 32", "ms", "of a copy's bandwidth"])
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the benchmarks; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -175,6 +204,8 @@ def main(arguments: list[str] | None = None) -> int:
     parts += ["## Cost as n grows", "Sorted values, 1 thread, batch x n = 2^18.", growth(seconds)]
     parts += ["## Memory", "L is the number of layers; the aim for the scratch of one thread is 16 L n floats, or "
               "sqrt(L) checkpoints where that exceeds 8 MiB.", memory()]  # fmt: skip
+    if torch.cuda.is_available():
+        parts += ["## GPU", gpu()]
     text = "\n\n".join(parts) + "\n"
     print("\n\n".join(parts[-6:]))
     if options.out:

@@ -138,22 +138,30 @@ def test_core_approximations_keep_their_stated_bound(swap, sign):
     assert (weight.double() - expected).abs().max() <= STATED_BOUND
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("isa", dl.build_info()["instruction_sets"])
-def test_every_instruction_set(isa):
+IN_USE = dl.build_info()["instruction_set"]  # the tests above have run on it
+CORE = "test_core_float32 or (test_core_float64 and per) or approximations or widths"
+
+
+def in_a_fresh_process(*arguments, isa):
     environment = {**os.environ, "DIFFLAYERS_ISA": isa}
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "test_core", __file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("isa", [isa for isa in dl.build_info()["instruction_sets"] if isa != IN_USE])
+def test_other_instruction_sets(isa):
+    done = in_a_fresh_process("-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", CORE, __file__, isa=isa)
     assert done.returncode == 0, done.stdout[-3000:]
-    check = "import difflayers as dl; print(dl.build_info()['instruction_set'])"
-    shown = subprocess.run([sys.executable, "-c", check], env=environment, capture_output=True, text=True, check=True)
-    assert shown.stdout.strip() == isa
+
+
+@pytest.mark.parametrize("isa", dl.build_info()["instruction_sets"])
+def test_instruction_set_can_be_chosen(isa):
+    done = in_a_fresh_process("-c", "import difflayers as dl; print(dl.build_info()['instruction_set'])", isa=isa)
+    assert done.stdout.strip() == isa
 
 
 def test_unknown_instruction_set_names_the_choices():
-    environment = {**os.environ, "DIFFLAYERS_ISA": "nonsense"}
-    code = "import torch, difflayers as dl; dl.sort(torch.tensor([2.0, 1.0]))"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = in_a_fresh_process("-c", "import torch, difflayers as dl; dl.sort(torch.ones(2))", isa="nonsense")
     assert done.returncode != 0
     assert "DIFFLAYERS_ISA must be one of baseline" in done.stderr
     assert "got nonsense" in done.stderr
@@ -161,13 +169,13 @@ def test_unknown_instruction_set_names_the_choices():
         assert isa in done.stderr
 
 
-@pytest.mark.parametrize("what", WHAT)
-@pytest.mark.parametrize("shape", [(64, 128), (3, 2048)], ids=str)
-def test_two_threads_give_the_result_of_one(what, shape):
-    rows, n = shape
+# the larger matrices would take seconds, and split over threads as the small ones do
+THREADED = [(what, 64, 128) for what in WHAT] + [(what, 3, 2048) for what in WHAT if what != "matrix"]
+
+
+@pytest.mark.parametrize(("what", "rows", "n"), THREADED)
+def test_two_threads_give_the_result_of_one(what, rows, n):
     problem = Problem(rows, n, 0, n, 6, "odd_even_merge")
-    if what == "matrix" and n > 128:
-        pytest.skip("three 2048 x 2048 matrices take seconds and split over threads as the small ones do")
     leaves = leaves_of(problem, what, dtype=torch.float64, shared=False)
     before, results = torch.get_num_threads(), []
     try:

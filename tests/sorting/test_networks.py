@@ -14,7 +14,26 @@ from tests.tolerances import assert_near
 
 EVERY_N = range(131)
 # where the published bitonic network, which prunes descending blocks, does not sort
-PUBLISHED_FAILS_AT = [22, 38, 42, 43, 44, 45, 46, 54, 70, 74, 75, 76, 77, 78, *range(82, 95), 102, *range(106, 111), 118]
+PUBLISHED_FAILS_AT = [
+    22,
+    38,
+    42,
+    43,
+    44,
+    45,
+    46,
+    54,
+    70,
+    74,
+    75,
+    76,
+    77,
+    78,
+    *range(82, 95),
+    102,
+    *range(106, 111),
+    118,
+]
 
 
 def zero_one_inputs(n):
@@ -59,9 +78,7 @@ def published_bitonic(n):
     """diffsort's table; a > b in descending blocks."""
     layers = [(layer[0], layer[1]) for layer in DiffSortNet("bitonic", n).sorting_network]
     return [
-        (int(a.argmax()), int(b.argmax()))
-        for split_a, split_b in layers
-        for a, b in zip(split_a, split_b, strict=True)
+        (int(a.argmax()), int(b.argmax())) for split_a, split_b in layers for a, b in zip(split_a, split_b, strict=True)
     ]
 
 
@@ -152,7 +169,7 @@ def test_kernels_run_the_same_tables(network):
 
 
 class TestCustomNetwork:
-    table = [(0, 1), (2, 3), (0, 2), (1, 3), (1, 2)]
+    table = ((0, 1), (2, 3), (0, 2), (1, 3), (1, 2))
 
     @pytest.mark.parametrize("make", [list, np.array, lambda t: [list(p) for p in t], tuple], ids=str)
     def test_works_in_every_function(self, make):
@@ -199,7 +216,9 @@ class TestCustomNetwork:
             dl.Network(table)
 
     def test_wrong_size(self):
-        with pytest.raises(ValueError, match=r"difflayers.sort: argument 'network' must have as many wires .* \(5\).*4"):
+        with pytest.raises(
+            ValueError, match=r"difflayers.sort: argument 'network' must have as many wires .* \(5\).*4"
+        ):
             dl.sort(torch.randn(5), network=dl.Network(self.table))
 
     @pytest.mark.parametrize("n", [0, 1])
