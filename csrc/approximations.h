@@ -1,6 +1,6 @@
 // Elementary functions for the swaps. On the host, float goes through branch-free polynomials that compilers
 // vectorise; double and the device use the standard library. Coefficients: fit_approximations.py.
-// Stated bound, tested in tests/sorting/test_approximations.py: every swap's f in float32 is within 3e-7
+// Stated bound, tested in tests/sorting/test_kernels.py: every swap's f in float32 is within 3e-7
 // of the float64 value, absolutely, for any argument.
 #pragma once
 

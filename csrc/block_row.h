@@ -201,7 +201,8 @@ class Row {
         if (of_steepness) second.set(k, pair.r * t.ws);
       }
       if constexpr (record == Record::decision) first.set(k, d);
-      if constexpr (record == Record::weight || record == Record::decision) second.set(k, weight(pair, t, soft));
+      if constexpr (record == Record::weight) second.set(k, weight(pair, t, soft));
+      if constexpr (record == Record::decision) second.set(k, recorded_weight(pair, t, soft));
     });
   }
 
@@ -253,12 +254,17 @@ class Row {
     const Array<Num> differences = memory.differences;
     const int64_t stride = memory.stride, count = job.table.count;
     walk([&](int32_t k, Comparator at, int32_t) {
-      const Num c = weights.get(k);
+      const Num c = weights.get(k), relaxed = relaxed_part(c);
+      const T exact = exact_part(c, soft);
       for (int32_t column = 0; column < filled; ++column) {
         const int64_t base = column * stride;
         Num u = columns.get(base + at.lower), v = columns.get(base + at.upper);
-        if constexpr (keep) differences.set(column * count + k, v - u);
-        mix(c, u, v);
+        if constexpr (keep) {
+          differences.set(column * count + k, v - u);
+          mix_forward(relaxed, exact, u, v);
+        } else {
+          mix(c, u, v);
+        }
         columns.set(base + at.lower, u);
         columns.set(base + at.upper, v);
       }
@@ -272,7 +278,7 @@ class Row {
     const Array<Num> differences = memory.differences, of_weight = memory.of_weight;
     const int64_t stride = memory.stride, count = job.table.count;
     walk_back([&](int32_t k, Comparator at, int32_t) {
-      const Num c = weights.get(k);
+      const Num c = keep ? relaxed_part(weights.get(k)) : weights.get(k);
       Num sum = zero();
       for (int32_t column = 0; column < filled; ++column) {
         const int64_t base = column * stride;

@@ -269,6 +269,35 @@ DL_HD Dual<T> weight(const Pair<Dual<T>>& pair, const Terms<Dual<T>>& t, T soft)
   return {select(pair.exchanged, T(1) - w.v, w.v), select(pair.exchanged, -w.t, w.t)};
 }
 
+// Error-free swaps mix the payload F, which travels forward, by the exact weight, while everything that travels
+// backward, and every tangent, is mixed by the relaxed one. A tape keeps both in one number: the relaxed weight,
+// negative where an error-free swap exchanges. (A relaxed swap's weight is never negative.)
+template <class T>
+DL_HD T recorded_weight(const Pair<T>& pair, const Terms<T>& t, T soft) {
+  return weight(pair, t, T(1)) * select(pair.exchanged, T(2) * soft - T(1), T(1));
+}
+template <class T>
+DL_HD Dual<T> recorded_weight(const Pair<Dual<T>>& pair, const Terms<Dual<T>>& t, T soft) {
+  const Dual<T> c = weight(pair, t, T(1));
+  return {c.v * select(pair.exchanged, T(2) * soft - T(1), T(1)), c.t};
+}
+template <class T>
+DL_HD T relaxed_part(T recorded) {
+  return select(recorded < T(0), -recorded, recorded);
+}
+template <class T>
+DL_HD Dual<T> relaxed_part(Dual<T> recorded) {
+  return {relaxed_part(recorded.v), recorded.t};
+}
+template <class T>
+DL_HD T exact_part(T recorded, T soft) {
+  return select(recorded < T(0), T(1), soft * recorded);
+}
+template <class T>
+DL_HD T exact_part(Dual<T> recorded, T soft) {
+  return exact_part(recorded.v, soft);
+}
+
 // What the relaxed swap moves from the larger to the smaller value: r w, with tangent e r' + r w_s s'.
 // For an exact swap r is 0, so nothing moves.
 template <class T>
@@ -306,7 +335,20 @@ DL_HD void mix(Num c, Num& a, Num& b) {
   a = mixed;
 }
 
-// The same with fewer operations, to rounding: for gradients.
+// The same for the payload that travels forward: values by the weight `exact`, tangents by the relaxed weight.
+template <class T>
+DL_HD void mix_forward(T, T exact, T& a, T& b) {
+  mix(exact, a, b);
+}
+template <class T>
+DL_HD void mix_forward(Dual<T> c, T exact, Dual<T>& a, Dual<T>& b) {
+  const T keep = T(1) - exact, turn = c.t * (b.v - a.v);
+  const Dual<T> mixed{keep * a.v + exact * b.v, (T(1) - c.v) * a.t + c.v * b.t + turn};
+  b = {exact * a.v + keep * b.v, c.v * a.t + (T(1) - c.v) * b.t - turn};
+  a = mixed;
+}
+
+// mix() with fewer operations, to rounding: for gradients.
 template <class Num>
 DL_HD void mix_lean(Num c, Num& a, Num& b) {
   const Num moved = c * (b - a);

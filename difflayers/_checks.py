@@ -106,7 +106,7 @@ def number(
     if type(value) is not float and (isinstance(value, bool) or not isinstance(value, numbers.Real)):
         raise TypeError(f"{function}: argument '{name}' must be a number, got {type(value).__name__}")
     result = float(value)
-    inside = math.isfinite(result)
+    inside = -math.inf < result < math.inf  # math.isfinite cannot be traced for a symbolic float
     inside &= (minimum is None or result >= minimum) and (above is None or result > above)
     inside &= (maximum is None or result <= maximum) and (below is None or result < below)
     if not inside:

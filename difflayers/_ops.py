@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ._autograd import differentiable, not_differentiable
+from .errors import UnsupportedOperationError
 
 
 def _library() -> str | None:
@@ -171,6 +172,11 @@ def _define_transport() -> Any:
 
     def differentiate_backward(ctx: Any, h_scores: Any, h_steepness: Any, h_payload: Any) -> Any:
         gradient, scores, steepness, payload = ctx.saved_tensors
+        if payload is not None and ctx.settings[7]:
+            raise UnsupportedOperationError(
+                "difflayers: the second derivative of a payload's error-free transport (hard=True of rank, sort_by, "
+                "topk's membership) is not implemented; form the matrix with difflayers.permutation and multiply"
+            )
         settings, (of_steepness, of_payload) = ctx.settings[:-2], ctx.settings[-2:]
         if not of_steepness:
             h_steepness = None
@@ -199,17 +205,25 @@ def _define_transport() -> Any:
     def differentiate(ctx: Any, gradient: Any) -> Any:
         scores, steepness, payload = ctx.saved_tensors
         _, of_steepness, of_payload = ctx.needs_input_grad[:3]
-        of_scores, of_steep, of_load = run_backward(
+        what, *rest, hard = ctx.settings
+        if of_payload and hard and what == "carry":
+            # the exact result is linear in the payload through the exact matrix, not through the relaxed adjoint
+            of_payload = False
+            of_load = forward_function(scores, steepness, gradient, "carry_transposed", *rest, hard)
+        else:
+            of_load = None
+        of_scores, of_steep, of_carried = run_backward(
             gradient, scores, steepness, payload, *ctx.settings, of_steepness, of_payload
         )
         return (
             of_scores,
             of_steep if of_steepness else None,
-            of_load if of_payload else None,
+            of_carried if of_payload else of_load,
             *no_settings,
         )
 
-    return differentiable(forward, setup_context=save_forward, backward=differentiate)
+    forward_function = differentiable(forward, setup_context=save_forward, backward=differentiate)
+    return forward_function
 
 
 def transport_scratch_bytes(

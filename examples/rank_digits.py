@@ -8,13 +8,14 @@ The task is that of Grover et al., arXiv 1903.08850, the loss that of Petersen e
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import math
 import sys
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 import difflayers as dl
 
 try:
-    from matplotlib.figure import Figure  # without pyplot: needs no display
+    from matplotlib.figure import Figure  # without pyplot: it draws with Agg and needs no display
     from sklearn import datasets
     from tqdm import tqdm
 except ImportError as error:
@@ -88,11 +89,12 @@ def split(digits: Images, seed: int) -> list[Images]:
     return [Images(digits.pixels[part], digits.numbers[part]) for part in parts]
 
 
-def compose(digits: Images, sets: int, n: int, places: int, generator: torch.Generator) -> Images:
-    """Random sets of n numbers, each of `places` random digits side by side."""
-    chosen = torch.randint(len(digits.numbers), (sets, n, places), generator=generator)
-    powers = 10 ** torch.arange(places - 1, -1, -1)
-    return Images(digits.pixels[chosen].movedim(2, 3).flatten(3), (digits.numbers[chosen] * powers).sum(-1))
+def compose(digits: Images, sets: int, n: int, places: int, seed: int) -> Iterator[Images]:
+    """Endless batches of random sets of n numbers, each of `places` random digits side by side."""
+    generator, powers = torch.Generator().manual_seed(seed), 10 ** torch.arange(places - 1, -1, -1)
+    while True:
+        chosen = torch.randint(len(digits.numbers), (sets, n, places), generator=generator)
+        yield Images(digits.pixels[chosen].movedim(2, 3).flatten(3), (digits.numbers[chosen] * powers).sum(-1))
 
 
 class Scorer(nn.Module):
@@ -114,11 +116,11 @@ class Scorer(nn.Module):
         return self.score(self.features(pixels.flatten(0, 1).unsqueeze(1))).view(pixels.shape[:2])
 
 
-def losses(options: argparse.Namespace) -> tuple[Loss, Loss]:
+def losses(options: Namespace) -> tuple[Loss, Loss]:
     """The loss under the sorting network, to which only the order of the numbers is given, and that of regression."""
     settings = {"network": options.network, "swap": options.swap, "steepness": options.steepness}
-    spearman = dl.losses.SpearmanLoss(hard=True, **settings)
     cross_entropy = dl.losses.PermutationCrossEntropy(**settings)
+    spearman = dl.losses.SpearmanLoss(hard=True, **settings)
     mean, deviation = (10**options.digits - 1) / 2, 10**options.digits / math.sqrt(12)
 
     def order_loss(scores: Tensor, numbers: Tensor) -> Tensor:
@@ -130,35 +132,32 @@ def losses(options: argparse.Namespace) -> tuple[Loss, Loss]:
 
 
 def train(
-    scorer: Scorer, loss: Loss, draw: Callable[[], Images], steps: int, rate: float, validation: Images, title: str
+    scorer: Scorer, loss: Loss, batches: Iterator[Images], steps: int, rate: float, validation: Images, title: str
 ) -> int:
-    """Minimises the loss over freshly drawn sets; returns the number of steps done, fewer after Ctrl-C."""
+    """Minimises the loss; returns the number of steps done. Ctrl-C ends it, as what is trained so far may do."""
     optimiser = torch.optim.AdamW(scorer.parameters(), rate, betas=(0.9, 0.99))
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, rate, total_steps=steps, pct_start=0.1)
-    progress, done = tqdm(total=steps, desc=title, unit="step", dynamic_ncols=True, disable=None), 0
-    try:
+    done = 0
+    with tqdm(total=steps, desc=title, dynamic_ncols=True, disable=None) as progress, suppress(KeyboardInterrupt):
         while done < steps:
             scorer.train()
-            sets = draw()
-            value = loss(scorer(sets.pixels), sets.numbers)
+            sets = next(batches)
             optimiser.zero_grad()
-            value.backward()
+            loss(scorer(sets.pixels), sets.numbers).backward()
             optimiser.step()
             schedule.step()
             done += 1
             progress.update()
             if done % 100 == 0:
                 progress.set_postfix_str(f"validation EM {evaluate(scorer, validation)[0]:.0f} %")
-    except KeyboardInterrupt:
-        pass  # what is trained so far is worth a look
-    progress.close()
     return done
 
 
 @torch.no_grad()
 def predict(scorer: Scorer, pixels: Tensor) -> Tensor:
     """The scores of held-out sets, a hundred at a time."""
-    return torch.cat([scorer.eval()(some) for some in pixels.split(100)])
+    scorer.eval()
+    return torch.cat([scorer(some) for some in pixels.split(100)])
 
 
 def evaluate(scorer: Scorer, sets: Images) -> tuple[float, float]:
@@ -167,34 +166,31 @@ def evaluate(scorer: Scorer, sets: Images) -> tuple[float, float]:
     return 100 * right.all(-1).float().mean().item(), 100 * right.float().mean().item()
 
 
-def draw_picture(scorer: Scorer, sets: Images, places: int, path: Path, title: str) -> None:
+def draw_picture(scorer: Scorer, sets: Images, places: int, path: Path) -> None:
     """The first few sets in their predicted order, and the score of every image over its number."""
     scores, (rows, n) = predict(scorer, sets.pixels), sets.numbers[:6].shape
     width = 0.5 * places * n
-    figure = Figure(figsize=(width + 5, 0.5 + 0.85 * max(rows, 4)), layout="constrained")
-    figure.suptitle(title, fontsize=13)
+    figure = Figure(figsize=(width + 5, 0.6 + 0.8 * max(rows, 4)), layout="constrained")
+    figure.suptitle("Numbers sorted by a network that was only ever told orders", fontsize=13)
     left, right = figure.subfigures(1, 2, width_ratios=[width, 5])
     left.supxlabel("predicted order: smallest to largest", fontsize=10)
     for row, cells in enumerate(left.subplots(rows, n, squeeze=False)):
-        truth = sets.numbers[row].sort().values
-        for cell, image, expected in zip(cells, scores[row].argsort(), truth, strict=True):
-            number = sets.numbers[row, image]
-            colour = "#1a7f37" if number == expected else "#cf222e"
+        numbers = sets.numbers[row]
+        for cell, image, expected in zip(cells, scores[row].argsort(), numbers.sort().values, strict=True):
+            colour = "#1a7f37" if numbers[image] == expected else "#cf222e"
             cell.imshow(sets.pixels[row, image], cmap="gray_r", vmin=0, vmax=1)
             cell.set(xticks=[], yticks=[])
-            cell.set_xlabel(f"{number:0{places}d}", color=colour, fontsize=11, weight="bold", labelpad=3)
+            cell.set_xlabel(f"{numbers[image]:0{places}d}", color=colour, fontsize=11, weight="bold", labelpad=3)
             cell.spines[:].set(color=colour, linewidth=1.8)
     axes = right.subplots()
     axes.scatter(sets.numbers.flatten(), scores.flatten(), s=4, alpha=0.35, color="#0969da", linewidths=0)
-    axes.set(xlabel="the number in the image, which it was never told", ylabel="learned score")
+    axes.set(xlabel="number in the image, of which it was never told", ylabel="learned score")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
 
 
-def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        "rank_digits.py", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+def parse(argv: Sequence[str] | None) -> Namespace:
+    parser = ArgumentParser("rank_digits.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of MNIST idx files to use in place of scikit-learn's digits")
     add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
@@ -207,7 +203,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=1200, help="training steps of each network")
     add("--batch", type=int, default=32, help="sets in a step")
     add("--lr", type=float, default=6e-3, help="peak learning rate")
-    add("--regression-lr", type=float, default=2e-2, help="the same for the regression, which likes it high")
+    add("--regression-lr", type=float, default=2e-2, help="that of the regression, which is best at a higher one")
     add("--sets", type=int, default=1000, help="test sets")
     add("--seed", type=int, default=0, help="of the split, the sets and the initial weights")
     add("--quick", action="store_true", help="a few seconds: --steps 40 --batch 16 --sets 100 where not given")
@@ -220,13 +216,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: Namespace) -> None:
     """Trains, prints the table, draws the picture."""
     started, n, places, seed = time.perf_counter(), options.n, options.digits, options.seed
     options.out.mkdir(parents=True, exist_ok=True)
     digits = split(load_digits(options.data), seed)
-    generator = torch.Generator().manual_seed(seed)
-    validation, test = (compose(digits[1 + i], (200, options.sets)[i], n, places, generator) for i in range(2))
+    validation, test = (next(compose(digits[i], (0, 200, options.sets)[i], n, places, seed)) for i in (1, 2))
     height, width = test.pixels.shape[2:]
     print(f"Sets of {n} numbers of {places} digits, {height}x{width} pixels, composed from {len(digits[0].numbers)} "
           f"images.\nTwo trainings of {options.steps} steps of {options.batch} sets; Ctrl-C ends them early.\n")  # fmt: skip
@@ -237,9 +232,9 @@ def run(options: argparse.Namespace) -> None:
         ("regression", "the number in each image", regression_loss, options.regression_lr),
     ):
         scorer = Scorer(height, width, seed)  # both start from the same weights and see the same sets
-        draw = sampler(digits[0], options.batch, n, places, seed + 1)
-        rows.append((name, source, train(scorer, loss, draw, validation, options.steps, rate, name), scorer))
-        if rows[-1][2] < options.steps:  # Ctrl-C
+        batches = compose(digits[0], options.batch, n, places, seed)
+        rows.append((name, source, train(scorer, loss, batches, options.steps, rate, validation, name), scorer))
+        if rows[-1][2] < options.steps:
             break
     print(f"\n{'':12}{'learned from':26}{'steps':>6}{'EM %':>8}{'EW %':>8}")
     for name, source, steps, scorer in rows:
@@ -248,9 +243,8 @@ def run(options: argparse.Namespace) -> None:
     print(f"\nEM: sets with all {n} ranks right, EW: ranks that are right, by chance {100 / math.factorial(n):.1f} and "
           f"{100 / n:.1f}; on {options.sets} sets\ncomposed from {len(digits[2].numbers)} images unseen in training. "
           "Regression has stronger labels: the numbers themselves.")  # fmt: skip
-    path = options.out / "rank_digits.png"
-    draw_picture(rows[1][3], test, places, path)
-    print(f"\nWrote {path} ({time.perf_counter() - started:.0f} s).")
+    draw_picture(rows[1][3], test, places, options.out / "rank_digits.png")
+    print(f"\nWrote {options.out / 'rank_digits.png'} ({time.perf_counter() - started:.0f} s).")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

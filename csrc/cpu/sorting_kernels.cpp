@@ -124,10 +124,10 @@ class Tile : TileState<S, dual> {
         A::set(first.at(at), signed_e(pair, t));
       if constexpr (kind == Tape::adjoint_and_steepness) A::set(next.at(at), pair.r * t.ws);
       if constexpr (kind == Tape::difference || kind == Tape::difference_and_weight) A::set(first.at(at), d);
-      if constexpr (kind == Tape::difference_and_weight) A::set(next.at(at), weight(pair, t, soft));
+      if constexpr (kind == Tape::difference_and_weight) A::set(next.at(at), recorded_weight(pair, t, soft));
       if constexpr (carry) {
         if constexpr (kind == Tape::difference) A::set(next.at(at), f.b - f.a);
-        mix(weight(pair, t, soft), f.a, f.b);
+        mix_forward(weight(pair, t, T(1)), N::value(weight(pair, t, soft)), f.a, f.b);
       }
     });
   }
@@ -170,7 +170,7 @@ class Tile : TileState<S, dual> {
     wires[0] = G;
     if constexpr (fused) wires[fused] = R;
     const Span<S> steep{steepness_planes, lanes}, sums = steepness_sums;
-    const T parameter(job.parameter), soft(Base::soft);
+    const T parameter(job.parameter);
     const Span<S> ds = tape[0], differences_of_f = tape[1], of_weight = tape[2];
     const bool of_steepness = job.of_steepness_wanted;
     this->template walk<1 + fused, true>(wires, begin, end, base, [=](Sides& g, Sides& r, int64_t lane, int64_t at) DL_INLINE {
@@ -179,7 +179,7 @@ class Tile : TileState<S, dual> {
       Num of_c;
       if constexpr (fused) {
         of_c = (r.a - r.b) * A::get(differences_of_f.at(at));
-        mix(weight(pair, t, soft), r.a, r.b);
+        mix(weight(pair, t, T(1)), r.a, r.b);
       } else {
         of_c = A::get(of_weight.at(at));
       }
@@ -270,13 +270,22 @@ class Tile : TileState<S, dual> {
     const Span<S> c = tape[keep ? 1 : 0].at(w), state = column;
     const int32_t *const visits = visited, *const lower = plan.lower, *const upper = plan.upper, *const slot = plan.slot;
     Span<S> difference = differences;
+    const T soft(Base::soft);
     for (int64_t v = begin; v < end; ++v) {
       const int32_t k = visits[v];
-      const Num weight = A::broadcast(c.at(slot[k]));
+      const Num weight = A::broadcast(c.at(slot[k])), relaxed = relaxed_part(weight);
+      const T exact = exact_part(weight, soft);
       const Span<S> a = state.at(int64_t(lower[k]) * lanes), b = state.at(int64_t(upper[k]) * lanes);
       for (int64_t l = 0; l < lanes; l += T::size) {
-        if constexpr (keep) A::set(difference.at(l), A::get(b.at(l)) - A::get(a.at(l)));
-        mix_at(a.at(l), b.at(l), weight);
+        Num x = A::get(a.at(l)), y = A::get(b.at(l));
+        if constexpr (keep) {
+          A::set(difference.at(l), y - x);
+          mix_forward(relaxed, exact, x, y);
+        } else {
+          mix(weight, x, y);
+        }
+        A::set(a.at(l), x);
+        A::set(b.at(l), y);
       }
       if constexpr (keep) difference = difference.at(lanes);
     }
@@ -287,7 +296,7 @@ class Tile : TileState<S, dual> {
     const int32_t *const visits = visited, *const lower = plan.lower, *const upper = plan.upper, *const slot = plan.slot;
     for (int64_t v = end - 1; v >= begin; --v) {
       const int32_t k = visits[v];
-      const Num weight = A::broadcast(c.at(slot[k]));
+      const Num weight = relaxed_part(A::broadcast(c.at(slot[k])));
       const Span<S> a = state.at(int64_t(lower[k]) * lanes), b = state.at(int64_t(upper[k]) * lanes);
       const Span<S> difference = kept.at((v - begin) * lanes);
       Num sum = N::constant(T(0));

@@ -174,7 +174,7 @@ def rank(
         Twice the time of `sort`; n floats per row are kept for backward.
 
     Transforms:
-        As `sort`.
+        As `sort`; with hard=True the second derivative raises.
 
     References:
         arXiv 2105.04019, section 3.
@@ -229,7 +229,7 @@ def sort_by(
         O(m n log^2 n) time per row; n + n m floats per row are kept for backward.
 
     Transforms:
-        As `sort`.
+        As `sort`; with hard=True the second derivative raises.
 
     References:
         arXiv 2105.04019, section 3.

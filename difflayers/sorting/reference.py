@@ -30,7 +30,7 @@ class Comparison(NamedTuple):
     idle: Tensor  # [n - 2 C]
     position: Tensor  # [n] where each wire finds itself in (lower, upper, idle)
     exchanged: Tensor  # [B, C] bool: the pair came in the wrong order
-    weight: Tensor  # [B, C] w, with the value 0 and w's gradient when hard
+    weight: Tensor  # [B, C] w
 
 
 def _split(x: Tensor, layer: networks.Layer, n: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -57,18 +57,20 @@ def _run(
         weight = torch.where(exact, 0.0, swap.tail(r, s))
         shift = r * weight
         if hard:
-            weight, shift = weight - weight.detach(), shift - shift.detach()
+            shift = shift - shift.detach()  # the value 0 with the gradient of the relaxed swap
         x = torch.cat([low + shift, high - shift, x[:, idle]], dim=1)[:, position]
         trace.append(Comparison(lower, upper, idle, position, exchanged, weight))
     return x, trace
 
 
-def _mix(payload: Tensor, step: Comparison) -> Tensor:
+def _mix(payload: Tensor, step: Comparison, hard: bool) -> Tensor:
     """One layer's mixture of payload: [B, n, m]; symmetric, so it is its own transpose."""
     a, b = payload[:, step.lower], payload[:, step.upper]
     exchanged, weight = step.exchanged[..., None], step.weight[..., None]
     low, high = torch.where(exchanged, b, a), torch.where(exchanged, a, b)
     shift = weight * (high - low)
+    if hard:
+        shift = shift - shift.detach()
     return torch.cat([low + shift, high - shift, payload[:, step.idle]], dim=1)[:, step.position]
 
 
@@ -113,13 +115,17 @@ def transport(
     if what == "matrix":
         payload = torch.eye(n, dtype=scores.dtype, device=scores.device)[None]
     assert payload is not None
+    if hard and what != "matrix":
+        # the straight-through gradient is that of the matrix, which a payload then multiplies
+        matrix = transport(scores, steepness, None, "matrix", network, first, last, swap, constant, hard)
+        return (matrix if what == "carry" else matrix.mT) @ payload
     moved = payload.expand(scores.shape[0], -1, -1)
     if what == "carry_transposed":
         moved = torch.nn.functional.pad(moved, (0, 0, first, n - last))
         for step in reversed(trace):
-            moved = _mix(moved, step)
+            moved = _mix(moved, step, hard)
     else:
         for step in trace:
-            moved = _mix(moved, step)
+            moved = _mix(moved, step, hard)
         moved = moved[:, first:last]
     return moved * poison[..., None] + tie[..., None]

@@ -23,7 +23,8 @@ class Rows:
     """The scores x as B rows of n, with the settings under which they are to be transported.
 
     Attributes:
-        scores: [B, n], float32 or float64; absent elements hold `absent`.
+        scores: [B, n], float32 or float64, in wire order; absent elements hold `absent`.
+        filled: the same in the input's order.
         present: [B, n] bool, or None when everything is.
         count: [B, 1] number of present elements, or None.
         n: number of elements of a row.
@@ -58,11 +59,20 @@ class Rows:
         scores = moved if moved.dim() == 2 else moved.reshape(self.size, self.n)
         if x.dtype != compute_dtype:
             scores = scores.to(compute_dtype)
-        self.present = self.count = None
+        self.present = self.count = self.inverse = None
+        self.filled = scores
         if mask is not None:
             self.present = self._rows_of_mask(function, x, mask)
             self.count = self.present.sum(dim=1, keepdim=True)
             scores = torch.where(self.present, scores, absent)
+            self.filled = scores
+            # An infinity that is present must come before the absent elements, which look the same: such rows
+            # enter with the absent ones on the wires where they end, from which no comparator moves them.
+            clash = (self.present & (scores == absent)).any(dim=1, keepdim=True)
+            last = ~self.present if absent > 0 else self.present
+            self.order = (clash & last).to(torch.int8).argsort(dim=1, stable=True)
+            self.inverse = self.order.argsort(dim=1)
+            scores = scores.gather(1, self.order)
         self.scores = scores
         self.steepness, self.constant = self._rows_of_steepness(function, x, steepness)
 
@@ -110,6 +120,18 @@ class Rows:
     def transport(self, what: str, payload: Tensor | None = None, first: int = 0, last: int | None = None) -> Tensor:
         """See `reference.transport`; runs the kernel of the device where there is one."""
         last = self.n if last is None else last
+        if self.inverse is not None and what == "carry":
+            assert payload is not None
+            payload = payload.expand(self.size, -1, -1)
+            payload = payload.gather(1, self.order[..., None].expand_as(payload))
+        result = self._transport(what, payload, first, last)
+        if self.inverse is not None and what == "matrix":
+            result = result.gather(2, self.inverse[:, None].expand_as(result))
+        if self.inverse is not None and what == "carry_transposed":
+            result = result.gather(1, self.inverse[..., None].expand_as(result))
+        return result
+
+    def _transport(self, what: str, payload: Tensor | None, first: int, last: int) -> Tensor:
         if self.swap.compiled and _ops.has_kernel("transport", self.scores.device):
             return _ops.transport(
                 self.scores, self.steepness, payload, what, self.network, first, last,

@@ -54,10 +54,11 @@ def topk(
         As `sort`; ValueError when k is out of range.
 
     Cost:
-        O(n log n log k) comparators are left of O(n log^2 n).
+        At most that of `rank`; only the comparators that the k wanted outputs depend on are run (of
+        odd_even_merge the fewest).
 
     Transforms:
-        As `sort`.
+        As `sort`; with hard=True the second derivative of the membership raises.
 
     References:
         Petersen, Kuehne, Borgelt, Deussen, "Differentiable Top-k Classification Learning", ICML 2022,
@@ -135,6 +136,7 @@ def quantile(
         tensor(2.5000)
     """
     function = "difflayers.quantile"
+    keepdim = _checks.boolean(function, "keepdim", keepdim)
     rows = Rows(function, x, network=network, swap=swap, steepness=steepness, hard=hard, mask=mask, dim=dim)
     if rows.n == 0:
         raise ValueError(
@@ -162,8 +164,10 @@ def quantile(
     below = values.gather(1, (low.long() - first).clamp(0, last - first - 1))
     above = values.gather(1, (at.ceil().long() - first).clamp(0, last - first - 1))
     weight = (at - low).to(values.dtype)
-    # an exact position takes the one neighbour: 0 * inf of the other must not make it NaN
-    result = torch.where(weight > 0, below + weight * (torch.where(weight > 0, above, below) - below), below)
+    # an exact position takes the one neighbour, equal infinities either: 0 * inf and inf - inf must not make NaN
+    above = torch.where(weight > 0, above, below)
+    mixed = (1 - weight) * below + weight * above
+    result = torch.where((below == above) & below.isinf(), below, mixed)
     if rows.count is not None:
         result = torch.where(rows.count > 0, result, torch.nan)
     result = rows.restore(result)  # the quantiles stand at dim

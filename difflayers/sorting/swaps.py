@@ -44,7 +44,7 @@ class Swap(ABC):
 
     def value(self, d: Tensor, s: Tensor) -> Tensor:
         """f(d; s), elementwise."""
-        tail = self.tail(d.abs(), s)
+        tail = self.tail(torch.where(d >= 0, d, -d), s)  # abs() has no slope at 0, f has
         return torch.where(d >= 0, 1 - tail, tail)
 
     @abstractmethod

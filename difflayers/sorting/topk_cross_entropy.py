@@ -123,7 +123,7 @@ class TopKCrossEntropy(RankingLoss):
             payload = torch.tensor(tails[::-1], device=logits.device, dtype=rows.scores.dtype)[None, :, None]
             total = rows.transport("carry_transposed", payload, n - len(tails), n)[..., 0].gather(1, index)
         if self.top1 == "softmax":
-            total = total + self.k_distribution[0] * torch.softmax(rows.scores, dim=1).gather(1, index)
+            total = total + self.k_distribution[0] * torch.softmax(rows.filled, dim=1).gather(1, index)
         losses = -torch.log(total * (1 - 2e-7) + 1e-7)[:, 0]  # the published guard for t = 0
         losses = torch.where(empty.reshape(-1), 0.0, losses)
         return self.reduced(losses * torch.where(usable.reshape(-1), 1.0, torch.nan), rows)

@@ -74,6 +74,8 @@ def twice_differentiated(path, leaves, problem, what, swap, hard):
     # without comparators (n < 2) nothing depends on the steepness
     missing = {"allow_unused": True, "materialize_grads": True}
     gradients = torch.autograd.grad((value * weight).sum(), wanted, create_graph=True, **missing)
+    if hard and leaves[2] is not None:
+        return value, gradients, ()  # the second derivative raises: test_error_free_payloads_...
     directions = [torch.randn(g.shape, generator=random).to(g.dtype) for g in gradients]
     along = sum((g * h).sum() for g, h in zip(gradients, directions, strict=True))
     second = torch.autograd.grad(along, [weight, *wanted], **missing)
@@ -107,6 +109,17 @@ def test_core_float64(problem, what, swap, hard, shared):
 @each_problem
 def test_core_float32(problem, what, swap, hard):
     assert_same_derivatives(problem, what, swap, hard, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("what", ["carry", "carry_transposed"])
+def test_error_free_payloads_have_no_second_derivative(what):
+    problem = PROBLEMS[0]
+    scores, _, payload = leaves_of(problem, what, dtype=torch.float64, shared=True)
+    scores.requires_grad_()
+    value = run("kernel", (scores, None, payload), problem, what, "cauchy", True)
+    (gradient,) = torch.autograd.grad(value.sum(), scores, create_graph=True)
+    with pytest.raises(dl.UnsupportedOperationError, match="hard=True"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize("width", range(1, 21))
