@@ -128,8 +128,8 @@ def losses(options: Namespace) -> tuple[Loss, Loss]:
 def train(scorer: Scorer, loss: Loss, sets: Iterator[Images], check: Images, steps: int, lr: float, name: str) -> int:
     """Minimises the loss; returns the number of steps done, fewer after Ctrl-C: a network half trained is still one."""
     optimiser = torch.optim.AdamW(scorer.parameters(), lr, betas=(0.9, 0.99))
-    # ten steps more, because the schedule cannot divide fewer into warming up and cooling down
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps + 10, pct_start=0.1)
+    total = steps + 10  # the schedule divides by zero when the tenth of it that is its warm-up has one step
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=total, pct_start=0.1)
     done = 0
     with tqdm(total=steps, desc=name, dynamic_ncols=True, disable=None) as progress, suppress(KeyboardInterrupt):
         while done < steps:
@@ -227,8 +227,8 @@ def run(options: Namespace) -> None:
     print(f"\n{'':12}{'learned from':26}{'steps':>6}{'EM %':>8}{'EW %':>8}")
     for name, source, steps, scorer in rows:
         print("{:12}{:26}{:6}{:8.1f}{:8.1f}".format(name, source, steps, *evaluate(scorer, test)))
-    print(f"\nEM: sets with all ranks right, EW: single ranks, by chance {100 / math.factorial(n):.1f} and {100 / n:.1f}; on "
-          f"1000 sets of\nimages unseen in training. Regression has the stronger labels: numbers, not only their order.")
+    print(f"\nEM: sets with all {n} ranks right, EW: right ranks. Chance: {100 / math.factorial(n):.1f}, {100 / n:.1f}.")
+    print("Test images are unseen in training. Regression has stronger labels: the numbers, not only their order.")
     draw_picture(rows[1][3], test, places, options.out / "rank_digits.png")
     print(f"\nWrote {options.out / 'rank_digits.png'} ({time.perf_counter() - started:.0f} s).")
 
