@@ -227,7 +227,7 @@ def run(options: Namespace) -> None:
     print(f"\n{'':12}{'learned from':26}{'steps':>6}{'EM %':>8}{'EW %':>8}")
     for name, source, steps, scorer in rows:
         print("{:12}{:26}{:6}{:8.1f}{:8.1f}".format(name, source, steps, *evaluate(scorer, test)))
-    print(f"\nEM: sets with all {n} ranks right, EW: right ranks. Chance: {100 / math.factorial(n):.1f}, {100 / n:.1f}.")
+    print(f"\nEM: sets with all {n} ranks right, EW: right ranks. Chance {100 / math.factorial(n):.1f}, {100 / n:.1f}.")
     print("Test images are unseen in training. Regression has stronger labels: the numbers, not only their order.")
     draw_picture(rows[1][3], test, places, options.out / "rank_digits.png")
     print(f"\nWrote {options.out / 'rank_digits.png'} ({time.perf_counter() - started:.0f} s).")
