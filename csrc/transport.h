@@ -36,7 +36,7 @@ struct Call {
   int64_t wanted() const { return last - first; }
   // payload columns that travel: all of the matrix, else m
   int64_t columns() const { return what == 1 ? n : m; }
-  // whether lanes hold columns of one sample rather than samples (measured: worth it from 5 columns on)
+  // whether lanes hold columns of one sample rather than samples (estimated from operation counts to pay from 5 columns on)
   bool by_column() const { return what == 1 || (what != 0 && m > 4); }
 
   std::vector<int64_t> result_shape() const {

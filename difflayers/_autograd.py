@@ -1,7 +1,7 @@
 """One forward and one backward -> one function that is right under every way PyTorch differentiates.
 
 `torch.library.register_autograd` alone raises under `torch.func`, gives a silent zero for forward mode, and
-costs 20 us a call in eager mode; `autograd.Function` alone is wrong under `torch.compile(torch.func.grad(...))`
+adds Python overhead to every eager call; `autograd.Function` alone is wrong under `torch.compile(torch.func.grad(...))`
 in torch 2.13. So both are built from the same pair, and a call picks the one that is right where it stands.
 """
 
@@ -49,7 +49,7 @@ def differentiable(
         setup_context(ctx, arguments, output)
         return output
 
-    # without a separate setup_context a Function costs half: PyTorch inspects the signature of one at every call
+    # without a separate setup_context a Function is cheaper: PyTorch inspects the signature of one at every call
     eager: Any = type(
         name.replace("::", "_"),
         (torch.autograd.Function,),
