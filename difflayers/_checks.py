@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .errors import UnsupportedOperationError
+
 _debug: ContextVar[bool] = ContextVar("difflayers_debug", default=False)
 
 
@@ -114,6 +116,52 @@ def number(
         high = f"{maximum:g}]" if maximum is not None else f"{below:g})" if below is not None else "inf)"
         raise ValueError(f"{function}: argument '{name}' must be a finite number in {low}, {high}, got {value}")
     return result
+
+
+def positive_tensor(function: str, name: str, value: object) -> Tensor:
+    """A floating-point tensor that is positive and finite everywhere (where contents are checked)."""
+    value = tensor(function, name, value)
+    if contents_are_checked(value):
+        good = (value > 0) & value.isfinite()
+        if not bool(good.all()):
+            bad = value.detach()[~good].flatten()[0].item()
+            raise ValueError(f"{function}: argument '{name}' must be positive and finite everywhere, got {bad}")
+    return value
+
+
+def keepdim(function: str, name: str, value: Tensor, x: Tensor, dim: int) -> Tensor:
+    """`value` expanded to the shape of x with size 1 at `dim`."""
+    shape = list(x.shape)
+    shape[dim] = 1
+    try:
+        return value.expand(shape)
+    except RuntimeError:
+        raise ValueError(
+            f"{function}: argument '{name}' must be broadcastable to the input's shape with size 1 at "
+            f"dim {dim}, {tuple(shape)}, got {tuple(value.shape)}; use keepdim form"
+        ) from None
+
+
+def generator(function: str, value: object, device: torch.device) -> torch.Generator | None:
+    """A torch.Generator of this device, or None; an explicit one raises where PyTorch traces."""
+    if value is None:
+        return None
+    if not isinstance(value, torch.Generator):
+        raise TypeError(
+            f"{function}: argument 'generator' must be a torch.Generator or None, got {type(value).__name__}; "
+            f"make one with torch.Generator().manual_seed(seed)"
+        )
+    if torch.compiler.is_compiling():
+        raise UnsupportedOperationError(
+            f"{function}: argument 'generator' must be None under torch.compile and torch.export, got a generator; "
+            f"seed with torch.manual_seed"
+        )
+    if value.device.type != device.type:
+        raise ValueError(
+            f"{function}: argument 'generator' must be on the input's device, {device.type}, "
+            f"got one on {value.device.type}; make it with torch.Generator(device={device.type!r})"
+        )
+    return value
 
 
 def boolean(function: str, name: str, value: object) -> bool:
