@@ -122,28 +122,8 @@ class Choice:
 
 
 def hardened(hard: Tensor, soft: Tensor) -> Tensor:
-    """`hard` forward, the gradient of `soft` backward; exactly `hard`, whatever the dtype."""
-    return _Hardened.apply(hard, soft)  # pyright: ignore[reportReturnType]
-
-
-class _Hardened(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(hard: Tensor, soft: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return hard.clone()
-
-    @staticmethod
-    def setup_context(ctx: object, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> tuple[None, Tensor]:  # pyright: ignore
-        return None, gradient
-
-    @staticmethod
-    def jvp(ctx: object, hard: Tensor | None, soft: Tensor | None) -> Tensor | None:  # pyright: ignore
-        return None if soft is None else soft.clone()
+    """`hard` forward, the gradient of `soft` backward; exactly `hard`, as what is added to it is exactly 0."""
+    return hard.detach() + (soft - soft.detach())
 
 
 class ChoiceModule(nn.Module):
