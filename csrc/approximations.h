@@ -112,16 +112,40 @@ DL_HD T normal_tail(T v) {
   return horner(T(2.0f) / (T(2.0f) + v), coefficients) * exp_of_minus(T(0.5f) * v * v);
 }
 
-// x^y, x > 0 normal
+// log2(1 + m), sqrt(1/2) <= 1 + m < sqrt(2), with a small relative error around m = 0
 template <class T>
-DL_HD T power(T x, T y) {
-  // x = 2^k (1 + m) with 1 + m in [sqrt(1/2), sqrt(2))
-  const auto offset = Bits<T>::of(x) - 0x3f3504f3;
-  const T m = Bits<T>::to_value((offset & 0x007fffff) + 0x3f3504f3) - T(1.0f);
+DL_HD T log2_of_one_plus(T m) {
   const float coefficients[] = {1.292316735e-01f, -2.089261513e-01f, 2.152192972e-01f,
                                 -2.386768972e-01f, 2.879385989e-01f, -3.607162122e-01f,
                                 4.809102913e-01f, -7.213471998e-01f, 1.442695005e+00f};
-  const T exponent = y * (horner(m, coefficients) * m + Bits<T>::convert(offset >> 23));
+  return horner(m, coefficients) * m;
+}
+
+// log2(x), x > 0 normal
+template <class T>
+DL_HD T log2(T x) {
+  // x = 2^k (1 + m) with 1 + m in [sqrt(1/2), sqrt(2))
+  const auto offset = Bits<T>::of(x) - 0x3f3504f3;
+  const T m = Bits<T>::to_value((offset & 0x007fffff) + 0x3f3504f3) - T(1.0f);
+  return log2_of_one_plus(m) + Bits<T>::convert(offset >> 23);
+}
+
+// log(x), x > 0 normal
+template <class T>
+DL_HD T log(T x) {
+  return log2(x) * T(0.69314718056f);
+}
+
+// log(1 - u), 0 < u < 1, with a small relative error also where u is small
+template <class T>
+DL_HD T log1p_of_minus(T u) {
+  return select(u < T(0.25f), log2_of_one_plus(-u), log2(T(1.0f) - u)) * T(0.69314718056f);
+}
+
+// x^y, x > 0 normal
+template <class T>
+DL_HD T power(T x, T y) {
+  const T exponent = y * log2(x);
   return power_of_two(select(exponent > T(126.0f), T(126.0f), select(exponent < T(-126.0f), T(-126.0f), exponent)));
 }
 

@@ -41,6 +41,19 @@ STABLE_TORCH_LIBRARY(difflayers, library) {
   library.def(
       "transport_scratch_bytes(Tensor scores, Tensor? payload, str what, str network, int first, int last, "
       "bool of_steepness, int direction) -> int");
+
+  // Estimators, float32 rows [B, n]; see estimators/reference.py. temperature [B, 1]; without it, `constant`.
+  // Returns (soft, sample); the sample is empty unless hard.
+  library.def(
+      "gumbel_softmax(Tensor logits, Tensor bits, Tensor? temperature, float constant, bool hard) -> (Tensor, Tensor)");
+  library.def(
+      "gumbel_softmax_backward(Tensor gradient, Tensor soft, Tensor? temperature, float constant) -> Tensor");
+  // uniform float64 [B, 1]. Returns the one-hot sample and the marked logits: those minus the row's largest one, with
+  // the sign bit set except where chosen.
+  library.def("choose(Tensor logits, Tensor uniform) -> (Tensor, Tensor)");
+  // kind "straight_through" or "reinmax".
+  library.def(
+      "choose_backward(Tensor gradient, Tensor marked, Tensor? temperature, float constant, str kind) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difflayers, CompositeExplicitAutograd, library) {

@@ -6,6 +6,7 @@ Every operator works on rows: the first dimension of each tensor argument is the
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import platform
@@ -236,6 +237,34 @@ def transport_scratch_bytes(
     return torch.ops.difflayers.transport_scratch_bytes.default(
         scores, payload, what, network, 0, last, of_steepness, which
     )
+
+
+class _ChoiceKernels:
+    """The operators of the estimators; their gradients are wired together in estimators/fused.py."""
+
+    def __init__(self) -> None:
+        ops = torch.ops.difflayers
+        self.gumbel_softmax = ops.gumbel_softmax.default
+        self.gumbel_softmax_backward = ops.gumbel_softmax_backward.default
+        self.choose = ops.choose.default
+        self.choose_backward = ops.choose_backward.default
+
+        @torch.library.register_fake("difflayers::gumbel_softmax")
+        def _(logits: Any, bits: Any, temperature: Any, constant: float, hard: bool) -> Any:
+            return torch.empty_like(logits), logits.new_empty(logits.shape if hard else (0,))
+
+        @torch.library.register_fake("difflayers::choose")
+        def _(logits: Any, uniform: Any) -> Any:
+            return torch.empty_like(logits), torch.empty_like(logits)
+
+        for name in ("gumbel_softmax_backward", "choose_backward"):
+            torch.library.register_fake(f"difflayers::{name}", lambda gradient, like, *rest: torch.empty_like(like))
+
+
+@functools.cache
+def choice_kernels() -> _ChoiceKernels:
+    """The CPU's estimator kernels; registered at first use."""
+    return _ChoiceKernels()
 
 
 if COMPILED:

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "choice_kernels.h"
 #include "sorting_kernels.h"
 
 namespace difflayers::cpu {
@@ -11,6 +12,7 @@ namespace difflayers::cpu {
 struct InstructionSet {
   const char* name;  // "baseline", "avx2", "avx512"
   const KernelSet* kernels;
+  const ChoiceKernels* choice;
 };
 
 // Those compiled in that this processor can run, slowest first.

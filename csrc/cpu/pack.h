@@ -155,6 +155,8 @@ DL_PACK_FUNCTION(exp_of_minus)
 DL_PACK_FUNCTION(arctan_over_pi)
 DL_PACK_FUNCTION(normal_tail)
 #undef DL_PACK_FUNCTION
+DL_HD Pack<float> log(Pack<float> x) { return polynomial::log(x); }
+DL_HD Pack<float> log1p_of_minus(Pack<float> u) { return polynomial::log1p_of_minus(u); }
 DL_HD Pack<float> power(Pack<float> x, Pack<float> y) { return polynomial::power(x, y); }
 DL_HD Pack<double> power(Pack<double> x, Pack<double> y) {
   for (int i = 0; i < Pack<double>::size; ++i) x.v[i] = power(double(x.v[i]), double(y.v[i]));
