@@ -1,7 +1,12 @@
 """Settings of every test: fresh memory is NaN, seeds are fixed, tests that need a GPU say so when there is none."""
 
+import os
+
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when triton is first imported, which difflayers does lazily
 
 # also fills the memory of new tensors with NaN, the kernels' outputs included
 torch.use_deterministic_algorithms(True)

@@ -7,6 +7,8 @@ derivatives of derivatives, takes the plain path.
 
 from __future__ import annotations
 
+import functools
+import warnings
 from typing import Any
 
 import torch
@@ -14,7 +16,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from .. import _ops, _random
-from .._choice import Temperature
+from .._choice import Choice, Temperature
 from . import reference
 
 
@@ -26,29 +28,44 @@ def kernels(logits: Tensor, temperature: Temperature) -> Any:
         return None
     if logits.device.type == "cpu":
         return _ops.choice_kernels() if _ops.COMPILED else None
-    if logits.device.type == "cuda":
+    return _triton_kernels() if logits.device.type == "cuda" else None
+
+
+@functools.cache
+def _triton_kernels() -> Any:
+    try:
         from . import triton_kernels
+    except ImportError:  # it is not made for every platform that CUDA is
+        warnings.warn(
+            "difflayers: Triton is not installed, so the estimators run on the slower plain-PyTorch path on CUDA; "
+            "pip install triton",
+            stacklevel=5,
+        )
+        return None
+    return triton_kernels.OPERATORS
 
-        return triton_kernels.operators()
-    return None
 
-
-def gumbel_softmax(logits: Tensor, temperature: Temperature, bits: Tensor, hard: bool) -> Tensor:
+def gumbel_softmax(choice: Choice, hard: bool) -> Tensor:
     """See `reference.gumbel_softmax`."""
+    logits, temperature = choice.rows, choice.temperature
+    bits = _random.bits((choice.size, choice.n), logits.device, choice.generator)
     run = kernels(logits, temperature) if logits.numel() else None
     if run is None:
         return reference.gumbel_softmax(logits, temperature, bits, hard)
+    choice.checked = True  # where the contents were not checked, the kernels make bad rows NaN themselves
     soft, sample = _GumbelSoftmax.apply(logits, temperature, bits, hard, run)  # pyright: ignore
     return _Harden.apply(soft, sample) if hard else soft  # pyright: ignore[reportReturnType]
 
 
-def choose(kind: str, logits: Tensor, temperature: Temperature, uniform: Tensor) -> Tensor:
+def choose(choice: Choice, kind: str) -> Tensor:
     """A sample by `reference.sample` with the gradient of `reference.straight_through` or `reference.reinmax`."""
-    if logits.shape[1] == 0:
+    logits, temperature, uniform = choice.rows, choice.temperature, choice.uniform()
+    if choice.n == 0:
         return logits.clone()
     run = kernels(logits, temperature) if logits.numel() else None
     if run is None:
         return getattr(reference, kind)(logits, temperature, reference.sample(logits, uniform))
+    choice.checked = True
     return _Choose.apply(logits, temperature, uniform, kind, run)[0]  # pyright: ignore
 
 
@@ -69,7 +86,7 @@ class _GumbelSoftmax(torch.autograd.Function):
         return soft, sample
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None, _: Any) -> Any:
+    def backward(ctx: Any, gradient: Tensor | None, _: Any) -> Any:  # pyright: ignore
         if gradient is None:
             return None, None, None, None, None
         (soft,) = ctx.saved_tensors
@@ -90,7 +107,7 @@ class _Harden(torch.autograd.Function):
         return sample
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore
         return gradient, None
 
 
@@ -109,17 +126,17 @@ class _Choose(torch.autograd.Function):
         return sample, marked
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None, of_marked: Tensor | None) -> Any:
+    def backward(ctx: Any, gradient: Tensor | None, of_marked: Tensor | None) -> Any:  # pyright: ignore
         (marked,) = ctx.saved_tensors
         result = None
         if gradient is not None and not torch.is_grad_enabled():
             result = ctx.run.choose_backward(gradient, marked, *_split(ctx.temperature), ctx.kind)
-        chosen = ~marked.signbit() if result is None or of_marked is not None else None
-        if gradient is not None and result is None:
+        elif gradient is not None:
+            chosen = ~marked.signbit()
             logits = torch.where(chosen, -marked, marked)  # up to a shift, which changes nothing
             surrogate = getattr(reference, ctx.kind)(logits, ctx.temperature, chosen.to(torch.int8).argmax(1, True))
             (result,) = torch.autograd.grad(surrogate, logits, gradient, create_graph=True)
         if of_marked is not None:
-            directly = torch.where(chosen, -of_marked, of_marked)
+            directly = torch.where(marked.signbit(), of_marked, -of_marked)
             result = directly if result is None else result + directly
         return result, None, None, None, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import _checks, _random
+from .. import _checks
 from .._choice import Choice, ChoiceModule, Temperature
 from ..schedules import Schedule
 from . import fused
@@ -66,8 +66,7 @@ def gumbel_softmax(
     function = "difflayers.gumbel_softmax"
     choice = Choice(function, logits, temperature, dim=dim, generator=generator)
     hard = _checks.boolean(function, "hard", hard)
-    noise = _random.bits((choice.size, choice.n), logits.device, choice.generator)
-    return choice.restore(fused.gumbel_softmax(choice.rows, choice.temperature, noise, hard))
+    return choice.restore(fused.gumbel_softmax(choice, hard))
 
 
 class GumbelSoftmax(ChoiceModule):

@@ -72,7 +72,7 @@ def reinmax(
             f"{function}: argument 'temperature' must not require a gradient, got a tensor that does; ReinMax has no "
             f"gradient for it: pass temperature.detach(), or learn it with gumbel_softmax or straight_through"
         )
-    return choice.restore(fused.choose("reinmax", choice.rows, choice.temperature, choice.uniform()))
+    return choice.restore(fused.choose(choice, "reinmax"))
 
 
 class ReinMax(ChoiceModule):

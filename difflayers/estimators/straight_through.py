@@ -60,7 +60,7 @@ def straight_through(
         tensor([ 0.2500, -0.2500])
     """
     choice = Choice("difflayers.straight_through", logits, temperature, dim=dim, generator=generator)
-    return choice.restore(fused.choose("straight_through", choice.rows, choice.temperature, choice.uniform()))
+    return choice.restore(fused.choose(choice, "straight_through"))
 
 
 class StraightThrough(ChoiceModule):
