@@ -15,6 +15,7 @@ import time
 from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -60,7 +61,7 @@ class Layer(nn.Module):
 def perceptron(seeds: int, *sizes: int) -> nn.Sequential:
     """Linear layers with rectifiers between them."""
     layers: list[nn.Module] = []
-    for inputs, outputs in zip(sizes, sizes[1:], strict=False):
+    for inputs, outputs in pairwise(sizes):
         layers += [Layer(seeds, inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
