@@ -181,7 +181,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--classes", type=int, default=4, help="classes of a choice")
     add("--epochs", type=int, default=100, help="passes over the training images")
     add("--batch", type=int, default=100, help="images in a step")
-    add("--lr", type=float, default=2e-3, help="learning rate of Adam")
+    add("--lr", type=float, default=3e-3, help="learning rate of Adam")
     add("--seeds", type=int, default=5, help="networks of each estimator")
     add("--seed", type=int, default=0, help="of the split, the initial weights and the samples")
     add("--quick", action="store_true", help="a few seconds: --epochs 3 --seeds 2 where not given")
