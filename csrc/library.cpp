@@ -54,6 +54,12 @@ STABLE_TORCH_LIBRARY(difflayers, library) {
   // kind "straight_through" or "reinmax".
   library.def(
       "choose_backward(Tensor gradient, Tensor marked, Tensor? temperature, float constant, str kind) -> Tensor");
+
+  // Exactly k of n, 0 < k < n, theta finite; see subsets/reference.py. With g, the marginals' derivative along it; with
+  // h too, their second derivative along both. uniform is float64 [B, samples, n] in [0, 1).
+  library.def("subset_marginals(Tensor theta, Tensor? g, Tensor? h, int k) -> Tensor");
+  library.def("subset_sample(Tensor theta, Tensor uniform, int k) -> Tensor");
+  library.def("subset_log_normalizer(Tensor theta, int k) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difflayers, CompositeExplicitAutograd, library) {

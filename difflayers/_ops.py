@@ -11,6 +11,7 @@ import importlib.util
 import os
 import platform
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,6 +55,18 @@ def has_kernel(op: str, device: torch.device) -> bool:
 
 def _registered(op: str, key: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"difflayers::{op}", key)
+
+
+def row_wise(name: str, fake: Callable[..., Any]) -> Any:
+    """The OpOverload of an operator whose tensor arguments are rows, with its shape and batching rules registered.
+
+    Args:
+        fake: the operator's arguments -> empty tensors shaped as its results.
+    """
+    op = getattr(torch.ops.difflayers, name).default
+    torch.library.register_fake(op._schema.name, fake)
+    torch.library.register_vmap(op._schema.name, lambda info, in_dims, *args: _folded(info, in_dims, op, *args))
+    return op
 
 
 def build_info() -> dict[str, Any]:

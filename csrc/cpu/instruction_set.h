@@ -6,6 +6,7 @@
 
 #include "choice_kernels.h"
 #include "sorting_kernels.h"
+#include "subsets_kernels.h"
 
 namespace difflayers::cpu {
 
@@ -13,6 +14,7 @@ struct InstructionSet {
   const char* name;  // "baseline", "avx2", "avx512"
   const KernelSet* kernels;
   const ChoiceKernels* choice;
+  const SubsetKernels* subsets;
 };
 
 // Those compiled in that this processor can run, slowest first.
