@@ -41,6 +41,15 @@ STABLE_TORCH_LIBRARY(difflayers, library) {
   library.def(
       "transport_scratch_bytes(Tensor scores, Tensor? payload, str what, str network, int first, int last, "
       "bool of_steepness, int direction) -> int");
+  // Projections onto the permutahedron, see isotonic.h: the result, the order of the sorted scores, and for each
+  // sorted position where its block begins. x [B, n]; temperature [B, 1], without it `constant` in every row.
+  // task: "rank", "sort", "topk"; k is for topk.
+  library.def(
+      "permutahedron(Tensor x, Tensor? temperature, float constant, str task, bool entropic, int k) "
+      "-> (Tensor, Tensor, Tensor)");
+  library.def(
+      "permutahedron_backward(Tensor gradient, Tensor x, Tensor? temperature, Tensor result, Tensor order, "
+      "Tensor starts, float constant, str task, bool entropic, int k, bool of_temperature) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difflayers, CompositeExplicitAutograd, library) {
