@@ -24,7 +24,7 @@ enum class Task { rank, sort, topk };
 
 struct Block {
   int32_t begin, end;
-  double sum;  // l2: of s - s[0]; kl: of the exponentials, relative to the block's first, which is its largest
+  double sum;  // of s, kl: of the exponentials, relative to the block's first, which is its largest
 
   DL_HD double length() const { return end - begin; }
 };
@@ -58,34 +58,30 @@ struct Row {
       return mean_of_weights(block) * block.length();
   }
 
-  DL_HD Block single(int32_t i) const { return {i, i + 1, entropic ? 1.0 : difference(i, 0)}; }
-
-  // The exponential by which the sum of `next` counts in a sum relative to the first entry of `block`.
-  DL_HD double fall(Block block, Block next) const {
-    const double d = difference(next.begin, block.begin);
-    return std::exp(task == Task::sort ? d : d / t);
-  }
+  DL_HD Block single(int32_t i) const { return {i, i + 1, entropic ? 1.0 : 0.0}; }
 
   // Pools `next` into `block` if v does not decrease from the one to the other. NaN pools nothing.
   DL_HD bool pool(Block& block, Block next) const {
-    double factor = 1;
+    const double d = difference(next.begin, block.begin);
     if constexpr (!entropic) {
       // the drops of the means of w and of s, times both lengths
-      const double of_weights = (mean_of_weights(block) - mean_of_weights(next)) * (block.length() * next.length());
-      const double of_scores = block.sum * next.length() - next.sum * block.length();
+      const double lengths = block.length() * next.length();
+      const double of_weights = (mean_of_weights(block) - mean_of_weights(next)) * lengths;
+      const double of_scores = block.sum * next.length() - next.sum * block.length() - d * lengths;
       if (!(task == Task::sort ? of_weights <= t * of_scores : of_scores <= t * of_weights)) return false;
+      block.sum += next.sum + d * next.length();
     } else if constexpr (task == Task::sort) {
-      const double d = difference(next.begin, block.begin) + (next.begin - block.begin) / t;
+      const double exponent = d + (next.begin - block.begin) / t;
       const double ratio = sum_of_weights(next) * block.sum / (sum_of_weights(block) * next.sum);
-      if (!(ratio == 1 ? d <= 0 : std::exp(d) <= ratio)) return false;
-      factor = fall(block, next);
+      if (!(ratio == 1 ? exponent <= 0 : std::exp(exponent) <= ratio)) return false;
+      block.sum += next.sum * std::exp(d);
     } else {
-      factor = fall(block, next);
-      // where `factor` underflows to 0, only a weight of 0 pools
+      const double factor = std::exp(d / t);
+      // where the factor underflows to 0, only a weight of 0 pools
       if (!(block.sum * sum_of_weights(next) <= next.sum * sum_of_weights(block) * factor)) return false;
+      block.sum += next.sum * factor;
     }
     block.end = next.end;
-    block.sum += next.sum * factor;
     return true;
   }
 
@@ -100,20 +96,19 @@ struct Row {
   // Emits (i, result) for the sorted positions i of a block.
   template <class Emit>
   DL_HD void results(Block block, Emit emit) const {
-    const double length = block.length(), first = static_cast<double>(sorted[block.begin]);
     if constexpr (task == Task::sort) {
       const double middle = 0.5 * (static_cast<double>(block.begin) + block.end - 1.0);
-      const double mean = block.sum / length - difference(block.begin, 0);  // relative to s[begin]
-      const double base = entropic ? first - std::log(block.sum / sum_of_weights(block)) : first - mean;
+      const double shift = entropic ? std::log(block.sum / sum_of_weights(block)) : block.sum / block.length();
+      const double base = static_cast<double>(sorted[block.begin]) - shift;
       for (int32_t i = block.begin; i < block.end; ++i) emit(i, base + (i - (entropic ? block.begin : middle)) / t);
     } else if constexpr (entropic) {
       const double scale = sum_of_weights(block) / block.sum;
       if (block.end - block.begin == 1) return emit(block.begin, scale);
       for (int32_t i = block.begin; i < block.end; ++i) emit(i, std::exp(difference(i, block.begin) / t) * scale);
     } else {
-      const double weight = mean_of_weights(block), mean = block.sum / length;
+      const double weight = mean_of_weights(block), mean = block.sum / block.length();
       for (int32_t i = block.begin; i < block.end; ++i) {
-        double value = weight + (difference(i, 0) - mean) / t;
+        double value = weight + (difference(i, block.begin) - mean) / t;
         if constexpr (task == Task::topk) value = value < 0 ? 0 : value > 1 ? 1 : value;  // rounding
         emit(i, value);
       }
@@ -159,7 +154,7 @@ struct Row {
 // `result` is that of the projection; x and of_x are in the order of the input.
 template <Task task, bool entropic, class T>
 DL_HD double differentiate(const T* g, const T* x, const T* result, const int32_t* order, const int32_t* starts,
-                           int32_t n, int32_t k, double t, bool of_temperature, T* of_x) {
+                           int32_t n, double t, bool of_temperature, T* of_x) {
   double by_temperature = 0;
   for (int32_t begin = 0, end; begin < n; begin = end) {
     end = begin + 1;
@@ -199,14 +194,16 @@ DL_HD double differentiate(const T* g, const T* x, const T* result, const int32_
           by_temperature += static_cast<double>(g[i]) * ((middle - (i - begin)) / t / t);
       }
     } else {
-      const Row<task, entropic, T> row{nullptr, n, k, t};
-      // the gradient by a = s / t is h - p sum(h): h = g and p = 1 / length, or h = g r and p = r / sum(r)
-      const double weight = entropic ? row.sum_of_weights({begin, end, 0}) : length;
+      // the gradient by a = s / t is h - p sum(h): h = g and p = 1 / length, or h = g r and p = r / sum(r), where
+      // the sum is that of the rounded r, so that a gradient which is the same in all of the block gives 0
+      double weight = 0;
       for (int32_t i = begin; i < end; ++i) {
         const int32_t at = order[i];
-        total += static_cast<double>(g[at]) * (entropic ? static_cast<double>(result[at]) : 1.0);
+        const double scale = entropic ? static_cast<double>(result[at]) : 1.0;
+        total += static_cast<double>(g[at]) * scale;
+        weight += scale;
       }
-      const double mean = weight > 0 ? total / weight : 0;  // k = 0 has no weights
+      const double mean = weight > 0 ? total / weight : 0;  // topk with k = 0 has no weights
       for (int32_t i = begin; i < end; ++i) {
         const int32_t at = order[i];
         const double scale = entropic ? static_cast<double>(result[at]) : 1.0;

@@ -49,7 +49,7 @@ STABLE_TORCH_LIBRARY(difflayers, library) {
       "-> (Tensor, Tensor, Tensor)");
   library.def(
       "permutahedron_backward(Tensor gradient, Tensor x, Tensor? temperature, Tensor result, Tensor order, "
-      "Tensor starts, float constant, str task, bool entropic, int k, bool of_temperature) -> (Tensor, Tensor)");
+      "Tensor starts, float constant, str task, bool entropic, bool of_temperature) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difflayers, CompositeExplicitAutograd, library) {

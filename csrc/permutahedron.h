@@ -103,8 +103,8 @@ struct Operators {
 
   static std::tuple<Tensor, Tensor> backward(Tensor gradient, Tensor x, std::optional<Tensor> temperature,
                                              Tensor result, Tensor order, Tensor starts, double constant,
-                                             std::string task, bool entropic, int64_t k, bool of_temperature) {
-    check(x, temperature, k);
+                                             std::string task, bool entropic, bool of_temperature) {
+    check(x, temperature, 0);
     for (const Tensor& each : {gradient, result, order, starts})
       STD_TORCH_CHECK(each.dim() == 2 && each.size(0) == x.size(0) && each.size(1) == x.size(1),
                       "difflayers: everything must have the shape of x");
@@ -123,7 +123,7 @@ struct Operators {
     if (x.numel() == 0) torch::stable::zero_(by_temperature);
     with_types(task, entropic, x.scalar_type() == ScalarType::Double, [&](auto which, auto kl, auto number) {
       using T = decltype(number);
-      Job<T> job = job_of<T>(x, temperature, constant, k);
+      Job<T> job = job_of<T>(x, temperature, constant, 0);
       job.gradient = data<T>(gradient);
       job.result = data<T>(result);
       job.order = data<int32_t>(order);
@@ -140,7 +140,7 @@ template <Task task, bool entropic, class T>
 DL_HD void differentiate_row(const Job<T>& job, int64_t row) {
   const int64_t at = row * job.n;
   const double by_temperature = isotonic::differentiate<task, entropic, T>(
-      job.gradient + at, job.x + at, job.result + at, job.order + at, job.starts + at, job.n, job.k,
+      job.gradient + at, job.x + at, job.result + at, job.order + at, job.starts + at, job.n,
       job.temperature_of(row), job.of_temperature != nullptr, job.of_x + at);
   if (job.of_temperature != nullptr) job.of_temperature[row] = static_cast<T>(by_temperature);
 }

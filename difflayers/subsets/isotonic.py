@@ -63,25 +63,25 @@ def closed_form(
     def mean(v: Tensor) -> Tensor:
         return total(v) / total(torch.ones_like(v))
 
-    def largest(v: Tensor) -> Tensor:  # of each block; v is descending
+    def leading(v: Tensor) -> Tensor:  # the first of each block
         return v.gather(1, starts).detach()
 
     w = _weights(task, x.shape[1], k, s)
-    if task == "sort":
-        if entropic:
-            a, b = w / temperature, -s
-            log_sum_a, log_sum_b = (total((v - largest(v)).exp()).log() for v in (a, b))  # less the largest
-            result = largest(a) - a + log_sum_a - largest(b) - log_sum_b
-        else:
-            result = mean(s) - (w - mean(w)) / temperature
-        return result.to(x.dtype)
     if task == "topk":
         s = torch.where(s > -torch.inf, s, 0.0)  # masked: each a block of its own with the weight 0
+    first = leading(s)  # relative to it nothing cancels
+    if task == "sort":
+        if entropic:
+            a = (w - leading(w)) / temperature
+            result = first + total(a.exp()).log() - total((first - s).exp()).log() - a
+        else:
+            result = first + mean(s - first) - (w - mean(w)) / temperature
+        return result.to(x.dtype)
     if entropic:
-        e = ((s - largest(s)) / temperature).exp()
+        e = ((s - first) / temperature).exp()
         result = e * total(w) / total(e)
     else:
-        result = mean(w) + (s - mean(s)) / temperature
+        result = mean(w) + (s - first - mean(s - first)) / temperature
         if task == "topk":
             result = result + (result.clamp(0.0, 1.0) - result).detach()  # rounding
     return torch.zeros_like(result).scatter(1, order, result).to(x.dtype)
@@ -93,9 +93,7 @@ def _weights(task: str, n: int, k: int, like: Tensor) -> Tensor:
     return ((index < k).to(like.dtype) if task == "topk" else n - index).expand_as(like)
 
 
-def find_blocks(
-    x: Tensor, temperature: Temperature, task: str, entropic: bool, k: int
-) -> tuple[Tensor, Tensor]:
+def find_blocks(x: Tensor, temperature: Temperature, task: str, entropic: bool, k: int) -> tuple[Tensor, Tensor]:
     """The order and the blocks, where there is no kernel.
 
     All neighbouring blocks that violate the order are pooled at once, over and over, until none does: O(n) each time,
@@ -108,29 +106,28 @@ def find_blocks(
     if isinstance(temperature, Tensor):
         temperature = temperature.to(wide)
     w = _weights(task, n, k, s)
-    alone = torch.zeros_like(s, dtype=torch.bool)
-    if task == "sort":
-        a, b = w / temperature, -s
-    else:
-        alone = s == -torch.inf
-        s = torch.where(alone, 0.0, s)
-        a, b = s / temperature, w
+    alone = (s == -torch.inf) if task == "topk" else torch.zeros_like(s, dtype=torch.bool)
+    s = torch.where(alone, 0.0, -s if task == "sort" else s)
+    # a, whose mean must fall by more than that of b from block to block
+    a, b = (w / temperature, s) if task == "sort" else (s / temperature, w)
     index = torch.arange(n, device=x.device).expand(rows, n)
     starts = index
 
     def total(v: Tensor) -> Tensor:
         return torch.zeros_like(v).scatter_add(1, starts, v).gather(1, starts)
 
-    def log_sum(v: Tensor) -> Tensor:
+    def drop(v: Tensor, logarithmic: bool) -> Tensor:  # of a block's mean or log-sum-exp, to the next position's
         first = v.gather(1, starts)
-        return first + total((v - first).exp()).log()
+        more = total((v - first).exp()).log() if logarithmic else total(v - first) / total(torch.ones_like(v))
+        return first[:, :-1] - first[:, 1:] + (more[:, :-1] - more[:, 1:])
 
     for _ in range(n - 1):
-        if entropic:
-            value = log_sum(a) - (log_sum(b) if task == "sort" else total(b).log())
+        if entropic and task != "sort":
+            logs = total(w).log()
+            of_b = (logs[:, :-1] - logs[:, 1:]).nan_to_num(nan=torch.inf)  # no weights in either: pooled
         else:
-            value = total(a - b) / total(torch.ones_like(a))
-        ordered = ~(value[:, :-1] <= value[:, 1:])  # so that NaN pools nothing
+            of_b = drop(b, entropic)
+        ordered = ~(drop(a, entropic) <= of_b)  # so that NaN pools nothing
         head = torch.cat([torch.ones_like(alone[:, :1]), ordered], 1)
         head = (head | alone) & (starts == index)  # only between blocks
         found = torch.where(head, index, 0).cummax(1).values
@@ -141,9 +138,11 @@ def find_blocks(
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, each, *settings = inputs
-    ctx.save_for_backward(x, each, *output)
-    ctx.settings = settings
+    x, each, constant, task, entropic, k = inputs
+    result, order, starts = output
+    # only one kind of gradient reads the result; the others need not keep it alive
+    ctx.save_for_backward(x, each, result if entropic and task != "sort" else x, order, starts)
+    ctx.settings = constant, task, entropic, k
     ctx.set_materialize_grads(False)
 
 
@@ -160,7 +159,7 @@ def _differentiate(ctx: Any, gradient: Tensor | None, *of_integers: None) -> Any
         found = list(torch.autograd.grad(y, wanted, gradient, create_graph=True))
         return (found.pop(0) if of_x else None, found.pop(0) if of_temperature else None, *nothing)
     by_x, by_temperature = _ops.permutahedron_backward(
-        gradient, x, each, result, order, starts, constant, task, entropic, k, of_temperature
+        gradient, x, each, result, order, starts, constant, task, entropic, of_temperature
     )
     return (by_x if of_x else None, by_temperature if of_temperature else None, *nothing)
 

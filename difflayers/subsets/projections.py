@@ -218,9 +218,7 @@ def _ordered(
 class _Projection(ChoiceModule):
     """A projection as a module: remembers the regularisation too."""
 
-    def __init__(
-        self, temperature: Temperature | Schedule, *, regularization: str, learnable: bool, dim: int
-    ) -> None:
+    def __init__(self, temperature: Temperature | Schedule, *, regularization: str, learnable: bool, dim: int) -> None:
         super().__init__(temperature, learnable=learnable, dim=dim)
         _entropic(self.function, regularization)
         self.regularization = regularization
