@@ -1,6 +1,6 @@
 """difflayers: differentiable combinatorial layers for PyTorch."""
 
-from . import diagnostics, estimators, losses, protocols, schedules, sorting
+from . import diagnostics, estimators, losses, protocols, schedules, sorting, subsets
 from ._checks import debug
 from ._ops import build_info
 from .errors import Error, UnsupportedOperationError
@@ -102,6 +102,7 @@ __all__ = [
     "sparsemax",
     "straight_through",
     "straight_through_bernoulli",
+    "subsets",
     "swaps",
     "topk",
 ]
