@@ -2,6 +2,7 @@
 
 import builtins
 import functools
+import importlib
 import itertools
 import math
 import re
@@ -43,6 +44,8 @@ def test_order_on_quadratics():
         "reinmax1.5": dl.ReinMax(1.5),
         "rloo": RLOO(2),
     }
+    if hasattr(dl.estimators, "gumbel_rao"):
+        estimators["rao.5"] = functools.partial(dl.estimators.gumbel_rao, temperature=0.5)
     generator = torch.Generator().manual_seed(0)
     report = compare(loss, logits, estimators, samples=10_000, generator=generator)
     row = report.__getitem__
@@ -55,6 +58,9 @@ def test_order_on_quadratics():
     assert row("st").std < row("gs1").std < row("gs.5").std < row("gs.1").std
     assert row("st").std < row("reinmax").std < row("rloo").std
     assert row("reinmax").rmse < row("gs.1").rmse
+    if "rao.5" in estimators:  # the same expectation with less noise
+        assert row("rao.5").bias == pytest.approx(row("gs.5").bias, abs=4 * row("gs.5").standard_error)
+        assert row("rao.5").std < 0.95 * row("gs.5").std
     assert row("reinmax").cosine > 0.999
     assert row("st").evaluations == 1
     assert row("rloo").evaluations == 2
@@ -350,3 +356,19 @@ def test_bad_input(error, shown, call):
 
 def test_public_names():
     assert set(diagnostics.__all__) == {"Report", "Row", "compare"}
+
+
+@pytest.mark.skipif(not hasattr(importlib.import_module("difflayers.subsets"), "simple"), reason="no SIMPLE here")
+def test_order_on_subsets():
+    """Table 5.2: SIMPLE is exact on linear losses and below Gumbel top-k in bias and variance elsewhere."""
+    weight, b = torch.randn(8, 8, dtype=F64), torch.randn(8, dtype=F64)
+    logits = torch.randn(8, dtype=F64)
+    linear = compare(lambda z: (z @ weight).sum(), logits, kind=3, samples=200)
+    assert not linear["simple"].significant
+    assert linear["simple"].std < 1e-6
+    square = compare(lambda z: ((z @ weight - b) ** 2).sum(), logits, kind=3, samples=4000)
+    relaxed = square["gumbel_topk(0.5, hard)"]
+    assert square["simple"].bias < relaxed.bias
+    assert square["simple"].std < relaxed.std
+    assert square["simple"].significant
+    assert not square["RLOO(4)"].significant

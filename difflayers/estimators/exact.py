@@ -58,8 +58,8 @@ class Exact:
     """
 
     def __init__(self, *, max_states: int = 65536, chunk: int = 1024) -> None:
-        self.max_states = _checks.integer("difflayers.Exact", "max_states", max_states, minimum=1)
-        self.chunk = _checks.integer("difflayers.Exact", "chunk", chunk, minimum=1)
+        self.max_states = _checks.integer("difflayers.estimators.Exact", "max_states", max_states, minimum=1)
+        self.chunk = _checks.integer("difflayers.estimators.Exact", "chunk", chunk, minimum=1)
 
     def __repr__(self) -> str:
         return f"Exact(max_states={self.max_states}, chunk={self.chunk})"

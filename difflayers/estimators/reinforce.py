@@ -62,7 +62,7 @@ class RLOO:
     """
 
     def __init__(self, samples: int = 4) -> None:
-        self.samples = _checks.integer("difflayers.RLOO", "samples", samples, minimum=2)
+        self.samples = _checks.integer("difflayers.estimators.RLOO", "samples", samples, minimum=2)
 
     def __repr__(self) -> str:
         return f"RLOO({self.samples})"

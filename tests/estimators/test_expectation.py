@@ -388,7 +388,7 @@ def test_bad_input(error, shown, call):
     ],
 )
 def test_bad_settings(error, shown, call):
-    with pytest.raises(error, match=rf"^difflayers\.{shown}"):
+    with pytest.raises(error, match=rf"^difflayers\.estimators\.{shown}"):
         call()
 
 
