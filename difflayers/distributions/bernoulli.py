@@ -166,6 +166,9 @@ class _Gate(Distribution):
         self.temperature = _checked_temperature(type(self), temperature, batch_shape)
         super().__init__(batch_shape, validate_args=validate_args)
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(batch_shape: {tuple(self.batch_shape)}, temperature: {self.temperature})"
+
     @property
     def logits(self) -> Tensor:
         """The log-odds."""
@@ -222,7 +225,7 @@ class RelaxedBernoulli(_Gate):
         tensor([0., 0.])
     """
 
-    arg_constraints = {"probs": constraints.unit_interval, "logits": constraints.real}  # noqa: RUF012 # pyright: ignore
+    arg_constraints = {"logits": constraints.real, "probs": constraints.unit_interval}  # noqa: RUF012 # pyright: ignore
 
     def __init__(
         self,

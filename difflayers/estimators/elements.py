@@ -31,7 +31,8 @@ class Elements:
         logits = _checks.tensor(function, "logits", logits)
         self.function = function
         self.dtype = logits.dtype
-        self.values = logits.float() if logits.dtype in _HALF else logits
+        # vectorised and scalar sigmoids differ in the last bit, and which one is used depends on the strides
+        self.values = (logits.float() if logits.dtype in _HALF else logits).contiguous()
         self.generator = _checks.generator(function, generator, logits.device)
         self.temperature = self._temperature(temperature)
         self.checked = _checks.contents_are_checked(self.values)

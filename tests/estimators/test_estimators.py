@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 
 import pytest
 import torch
@@ -334,10 +335,37 @@ class TestCompile:
         assert x.grad.isfinite().all()
         assert (x.grad[:3] != 0).any()
 
+    def test_export(self, case):
+        program = torch.export.export(case.module(0.5), (torch.zeros(4, 6),))
+        y = program.module()(torch.zeros(4, 6))
+        assert_near(y.sum(1), torch.ones(4))
+        if case.hard:
+            assert_one_hot(y)
+
     def test_a_generator_raises(self, case):
         compiled = torch.compile(lambda t, g: case.run(t, generator=g), fullgraph=True, backend="aot_eager")
         with pytest.raises(Exception, match=r"(?i)generator"):
             compiled(torch.zeros(3), seeded())
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated")  # torch's own, while tracing
+@pytest.mark.parametrize(
+    "module",
+    [
+        estimators.RelaxedBernoulli(0.5),
+        estimators.StraightThroughBernoulli(),
+        estimators.ReinMaxBernoulli(),
+        estimators.HardConcrete(),
+        estimators.HardConcrete().eval(),
+        estimators.Sparsemax(),
+        estimators.Entmax15(),
+    ],
+    ids=repr,
+)
+def test_export_of_the_others(module):
+    y = torch.export.export(module, (torch.zeros(4, 6),)).module()(torch.zeros(4, 6))
+    assert y.shape == (4, 6)
+    assert ((y >= 0) & (y <= 1)).all()
 
 
 @each_case
@@ -399,6 +427,19 @@ class TestModules:
             estimators.GappedStraightThrough(gap=-1.0)
         with pytest.raises(ValueError, match=r"'gap' must be one of 'probability', got 'p'"):
             estimators.GappedStraightThrough(gap="p")
+
+
+@pytest.mark.parametrize("name", estimators.__all__)
+def test_docstring_sections(name):
+    thing = getattr(estimators, name)
+    text = inspect.getdoc(thing)
+    for section in ("Args:", "Returns:", "Raises:", "Example:"):
+        assert section in text
+    assert re.search(r"^Cost", text, re.MULTILINE)
+    assert re.search(r"[Tt]ransforms", text)
+    named = text[text.index("Args:") : text.index("Returns:")]
+    for parameter in inspect.signature(thing).parameters:
+        assert re.search(rf"\b{parameter}\b", named), f"{parameter} is not described"
 
 
 X = torch.randn(3, 4)
