@@ -60,26 +60,43 @@ class Subset(Choice):
         good = super().good()
         return good if self.present is None else good & (self.present.sum(1, keepdim=True) >= self.k)
 
-    def standardised(self, keys: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
-        """keys (default: the rows) over the temperature, finite: at most 0, masked ones far below all others.
+    def scaled(self, keys: Tensor | None = None, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """keys (default: the rows) over the temperature, and the temperature.
 
-        A shift changes nothing for any layer here, so the largest is brought to 0, as a constant.
+        A shift changes nothing for any layer here, so the k-th largest is brought to 0, as a constant: rounding
+        then spares the elements whose membership is in question. All are finite, masked ones far below the others.
+        A temperature at which they would overflow is raised to where they do not, which is as hard.
+
+        Returns:
+            theta [B, n] and the temperature [B, 1], in dtype (default: that of the keys).
         """
         keys = self.rows if keys is None else keys
         keys = keys if dtype is None else keys.to(dtype)
-        largest = keys.detach().amax(1, keepdim=True)
+        limits = torch.finfo(keys.dtype)
+        middle = self.middle(keys)
         if self.present is not None:  # before the division, whose gradient by the temperature would be 0 * inf
-            keys = torch.where(self.present, keys, largest)
-        temperature = self.temperature
-        if isinstance(temperature, Tensor):
-            temperature = temperature.to(keys.dtype)
-        # for 1e30 / 1e-30 and the like: sums of n differences stay finite
-        limit = torch.finfo(keys.dtype).max / (16 * max(self.n, 1) ** 2)
-        theta = ((keys - largest) / temperature).clamp(min=-limit)
+            keys = torch.where(self.present, keys, middle)
+        limit = limits.max / (16 * max(self.n, 1) ** 2)  # sums of n differences stay finite
+        least, most = torch.aminmax(keys.detach(), dim=1, keepdim=True)
+        lowest = (most / limit - least / limit).clamp(min=limits.tiny)
+        temperature = torch.as_tensor(self.temperature, dtype=keys.dtype, device=keys.device)
+        temperature = torch.where(temperature < lowest, lowest, temperature)  # NaN stays
+        theta = (keys - middle).clamp(min=limits.min, max=limits.max) / temperature
         if self.present is None:
-            return theta
+            return theta, temperature
         # far enough that exponentials of the distance vanish, also where 2000 is less than a rounding error
-        return torch.where(self.present, theta, 2 * theta.detach().amin(1, keepdim=True) - 2000)
+        furthest = theta.detach().abs().amax(1, keepdim=True)
+        return torch.where(self.present, theta, -2 * furthest - 2000), temperature
+
+    def middle(self, keys: Tensor) -> Tensor:
+        """[B, 1] the k-th largest key (the median where there is no k), a constant."""
+        rank = self.k if self.k > 0 else (self.n + 1) // 2
+        ranked = keys.detach().topk(rank, dim=1).values
+        return torch.where(ranked[:, -1:] > -math.inf, ranked[:, -1:], ranked[:, :1])
+
+    def standardised(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The rows over the temperature, see `scaled`."""
+        return self.scaled(dtype=dtype)[0]
 
     def finish(self, soft: Callable[[], Tensor], hard: Callable[[], Tensor] | None = None) -> Tensor:
         """The result in the input's shape.

@@ -188,8 +188,11 @@ def subset_log_prob(
 
 def _theta_and_constant(choice: Subset) -> tuple[Tensor, Tensor]:
     """theta [B, n] in float64, masked ones far below, and the logarithm of the normalising constant [B]."""
-    theta = choice.standardised(dtype=precise(choice.rows.device))
-    if choice.k == 0 or choice.size == 0:
+    dtype = precise(choice.rows.device)
+    if choice.rows.numel() == 0:
+        return choice.rows.to(dtype), choice.rows.to(dtype).sum(1)
+    theta = choice.standardised(dtype=dtype)
+    if choice.k == 0:
         return theta, theta.sum(1) * 0.0
     if choice.k == choice.n:
         return theta, theta.sum(1)

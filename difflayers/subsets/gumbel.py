@@ -72,21 +72,21 @@ def gumbel_topk(
     if choice.certain:
         return choice.finish(lambda: choice.rows)
     keys = choice.rows + choice.gumbel()
-    return choice.finish(
-        lambda: _successive(choice.standardised(keys), choice.k, choice.temperature), lambda: best(keys, choice.k)
-    )
+    return choice.finish(lambda: _successive(*choice.scaled(keys), choice.k), lambda: best(keys, choice.k))
 
 
-def _successive(theta: Tensor, k: int, temperature: Temperature) -> Tensor:
-    """The sum of k softmaxes of theta = w / temperature [B, n], finite."""
+def _successive(theta: Tensor, temperature: Tensor, k: int) -> Tensor:
+    """The sum of k softmaxes of theta = w / temperature [B, n], finite; temperature [B, 1]."""
     total = torch.softmax(theta, 1)
     chosen = total
+    # below this the quotient would overflow, as it can where the temperature is tiny
+    least = -torch.finfo(theta.dtype).max / 8 * temperature.detach()
     for _ in range(k - 1):
         # log(1 - a): where a is nearly 1, from what the others sum to, so that it is never the logarithm of 0
         large = chosen > 0.5
         others = torch.where(large, -torch.inf, theta).logsumexp(1, keepdim=True)
         rest = torch.where(large, others - theta.logsumexp(1, keepdim=True), torch.where(large, 0.0, -chosen).log1p())
-        theta = theta + rest / temperature
+        theta = theta + torch.maximum(rest, least) / temperature
         chosen = torch.softmax(theta, 1)
         total = total + chosen
     return total

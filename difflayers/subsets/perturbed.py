@@ -88,10 +88,12 @@ def _mean(choice: Subset, samples: int) -> Tensor:
     the score function of every order. So mean(y w) has the right derivatives, and y minus the mean of the
     others in place of y (in the factor of w - 1) takes the variance away.
     """
-    rows, sigma = choice.rows, choice.temperature
+    rows, sigma = choice.rows, choice.scaled()[1]
+    middle = choice.middle(rows)  # a large common part would swallow small noise
     if choice.present is not None:
-        rows = torch.where(choice.present, rows, 0.0)
-    fixed, fixed_sigma = rows.detach(), sigma.detach() if isinstance(sigma, Tensor) else sigma
+        rows = torch.where(choice.present, rows, middle)
+    fixed, fixed_sigma = rows.detach(), sigma.detach()
+    count = choice.n if choice.present is None else choice.present.sum(1, keepdim=True)
     total = torch.zeros_like(fixed)
     weighted, weights = 0.0, 0.0
     chunk = max(1, CHUNK // max(1, choice.size * choice.n))
@@ -100,18 +102,13 @@ def _mean(choice: Subset, samples: int) -> Tensor:
         noise = _random.normal(shape, dtype=rows.dtype, device=rows.device, generator=choice.generator)
         if choice.present is not None:
             noise = torch.where(choice.present, noise, 0.0)
-        keys = fixed + fixed_sigma * noise
+        keys = (fixed - middle) + fixed_sigma * noise
         if choice.present is not None:
             keys = torch.where(choice.present, keys, -math.inf)
         chosen = best(keys.flatten(0, 1), choice.k).unflatten(0, shape[:2])
         # (x - logits) / sigma, written so that it is the noise exactly
-        if isinstance(sigma, Tensor):
-            distance = noise * (fixed_sigma / sigma) + (fixed - rows) / sigma
-            count = choice.n if choice.present is None else choice.present.sum(1, keepdim=True)
-            density = -distance.square().sum(2, keepdim=True) / 2 - count * sigma.log()
-        else:
-            distance = noise + (fixed - rows) / sigma
-            density = -distance.square().sum(2, keepdim=True) / 2
+        distance = noise * (fixed_sigma / sigma) + (fixed - rows) / sigma
+        density = -distance.square().sum(2, keepdim=True) / 2 - count * sigma.log()
         excess = (density - density.detach()).expm1()  # w - 1, which is 0; shape: [chunk, B, 1]
         total = total + chosen.sum(0)
         weighted = weighted + (chosen * excess).sum(0)

@@ -100,7 +100,8 @@ def log_normalizer(theta: Tensor, k: int) -> Tensor:
     r, s = (p, q) if few else (q, p)
     wanted = k if few else theta.shape[1] - k
     last = _counts(r, s, wanted + 1)[-1][0, :, -1]
-    return last.log() + k * shift[:, 0] + torch.nn.functional.softplus(theta - shift).sum(1)
+    # (softplus of PyTorch drops exp(-20))
+    return last.log() + k * shift[:, 0] - torch.nn.functional.logsigmoid(shift - theta).sum(1)
 
 
 def sample(theta: Tensor, uniform: Tensor, k: int) -> Tensor:
