@@ -1,6 +1,6 @@
 """difflayers: differentiable combinatorial layers for PyTorch."""
 
-from . import diagnostics, estimators, losses, protocols, schedules, sorting, subsets
+from . import diagnostics, distributions, estimators, losses, protocols, schedules, sorting, subsets
 from ._checks import debug
 from ._ops import build_info
 from .errors import Error, UnsupportedOperationError
@@ -77,6 +77,7 @@ __all__ = [
     "build_info",
     "debug",
     "diagnostics",
+    "distributions",
     "entmax15",
     "estimators",
     "expectation",

@@ -36,7 +36,7 @@ METHODS: dict[str, Callable[[int], nn.Module]] = {
     "perturbed top-k": lambda k: subsets.PerturbedTopK(k, 0.5, samples=20),
     "SIMPLE": lambda k: subsets.Simple(k),
     "relaxed Gumbel top-k": lambda k: subsets.GumbelTopK(k, 0.5),
-    "sorting network": lambda k: subsets.NetworkTopK(k, 0.3),
+    "sorting network": lambda k: subsets.NetworkTopK(k, 0.1),
     "LapSum": lambda k: subsets.LapSumTopK(k, 0.5),
     "optimal transport": lambda k: subsets.OptimalTransportTopK(k, 0.5),
     "sparse projection": lambda k: subsets.ProjectionTopK(k, 1.0),
