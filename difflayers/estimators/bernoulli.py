@@ -188,8 +188,7 @@ def reinmax_bernoulli(
     drawn = elements.draw()
     values = elements.values
     warm = tempered.divided(values.detach(), elements.temperature)
-    # log a - log(1 - a), each with the digits of its own tail; the halves of a and 1 - a cancel
-    middle = torch.log(torch.sigmoid(warm) + drawn) - torch.log(torch.sigmoid(-warm) + (1 - drawn))
+    middle = torch.logit((torch.sigmoid(warm) + drawn) / 2)
     soft = 2 * torch.sigmoid(tempered.moved(middle, values)) - 0.5 * torch.sigmoid(values)
     return elements.restore(hardened(drawn, soft))
 

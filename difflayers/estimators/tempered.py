@@ -12,7 +12,8 @@ def divided(values: Tensor, temperature: Temperature) -> Tensor:
     """values / temperature, of any shape that broadcasts; infinite values stay as they are.
 
     Plain division gives a temperature that requires a gradient inf * 0 = NaN from every masked entry, and from every
-    quotient that overflows; what is infinite here gives it nothing.
+    quotient that overflows; what is infinite here gives it nothing. (Its own gradient has the square of the
+    reciprocal, which float32 holds for temperatures above 1e-19.)
     """
     smallest = torch.finfo(values.dtype).tiny  # below it the reciprocal overflows, and 0 * inf is NaN
     if not isinstance(temperature, Tensor):

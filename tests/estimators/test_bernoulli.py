@@ -119,6 +119,13 @@ class TestLaw:
         assert_identical(estimators.hard_concrete_gate(x.detach()), y.detach())
         assert_identical(estimators.hard_concrete_open_probability(x.detach()), y.detach())
 
+    @each_discrete
+    def test_infinite_logits_at_the_extreme_random_numbers(self, name, monkeypatch):
+        for u in (0.0, 1 - 2.0**-53):
+            monkeypatch.setattr(_random, "uniform", lambda shape, u=u, **s: torch.full(shape, u, dtype=torch.float64))
+            y = FUNCTIONS[name](torch.tensor([INF, -INF]))
+            assert_identical(y, torch.tensor([1.0, 0.0]))
+
     @each
     def test_shapes_and_strides(self, name):
         f = FUNCTIONS[name]

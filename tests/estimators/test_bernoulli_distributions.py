@@ -7,7 +7,7 @@ import torch
 from torch.distributions import Bernoulli, Independent, kl_divergence
 from torch.distributions import RelaxedBernoulli as TorchRelaxedBernoulli
 
-from difflayers import estimators
+from difflayers import _random, estimators
 from difflayers.distributions.bernoulli import (
     BernoulliReinMax,
     BernoulliStraightThrough,
@@ -153,6 +153,12 @@ class TestDiscrete:
         y = cls(probs=p).rsample((40_000,))
         assert ((y.mean(0) - p).abs() <= 4.5 * (p * (1 - p) / 40_000).sqrt()).all()  # 0 and 1 exactly
         assert ((y == 0) | (y == 1)).all()
+
+    def test_probabilities_of_0_and_1_are_certain(self, cls, monkeypatch):
+        for u in (0.0, 1 - 2.0**-53):
+            monkeypatch.setattr(_random, "uniform", lambda shape, u=u, **s: torch.full(shape, u, dtype=torch.float64))
+            distribution = cls(probs=torch.tensor([0.0, 1.0])).expand((3, 2))
+            assert_identical(distribution.sample(), torch.tensor([0.0, 1.0]).expand(3, 2))
 
     def test_gradient_reaches_the_probabilities(self, cls):
         """E[z] = p: the mean gradient is 1, and without a choice there is none."""

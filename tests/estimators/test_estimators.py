@@ -9,7 +9,8 @@ import torch
 from torch.func import grad, jacrev, vmap
 
 import difflayers as dl
-from difflayers import estimators
+from difflayers import _random, estimators
+from difflayers.estimators import gapped, tempered
 from tests.estimators.cases import CASES, Noise, name_of
 from tests.tolerances import assert_identical, assert_near
 
@@ -106,6 +107,13 @@ class TestValues:
         x[:, 5] = -INF  # one left
         assert (case.run(x)[:, 2] == 1).all()
 
+    @pytest.mark.parametrize("u", [0.0, 1 - 2.0**-53])
+    def test_nothing_masked_is_drawn_by_the_extreme_random_numbers(self, case, u, monkeypatch):
+        monkeypatch.setattr(_random, "uniform", lambda shape, **s: torch.full(shape, u, dtype=torch.float64))
+        y = case.run(torch.tensor([[-INF, 0.0, 1.0, -INF], [-INF, -INF, 3.0, -INF]]))
+        assert (y[:, [0, 3]] == 0).all()
+        assert y[1, 2] == 1
+
     def test_shift_does_not_matter(self, case):
         x = random(6, 5)
         assert_near(case.run(x + 100.0, generator=seeded()), case.run(x, generator=seeded()), factor=100)
@@ -163,7 +171,7 @@ class TestPrecision:
         if case.name in ("gumbel_softmax", "gumbel_softmax hard", "straight_through", "reinmax"):
             request.applymarker(pytest.mark.xfail(reason="logits / temperature overflows to inf", strict=False))
         x = torch.tensor([[1e30, -1e30, 3.0, -INF], [1.0, 2.0, 3.0, -INF]], requires_grad=True)
-        for temperature in (1e-30, 1e-10, 1e30):
+        for temperature in (1e-38, 1e-30, 1e-10, 1e30):
             y = case.run(x, temperature)
             assert y.isfinite().all()
             assert torch.autograd.grad(loss(y.double()), x)[0].isfinite().all()
@@ -474,6 +482,24 @@ def test_bad_input(case, error, argument, shown, call):
     name = case.name.split(" ")[0]
     with pytest.raises(error, match=rf"^difflayers\.(\w+\.)?{name}\w*: argument '{argument}' must .*{shown}"):
         call(case.run)
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-30, torch.tensor(1e-45), torch.tensor(1e-15, requires_grad=True)])
+def test_tempered_softmax_does_not_overflow(temperature):
+    keys = torch.tensor([[1e30, -1e30, -INF], [3e38, 1e38, -3e38]], requires_grad=True)
+    y = tempered.softmax(keys, temperature)
+    assert_identical(y.detach(), torch.tensor([[1.0, 0.0, 0.0]]).expand(2, 3))
+    leaves = [keys, temperature] if isinstance(temperature, torch.Tensor) and temperature.requires_grad else [keys]
+    assert all(slope.isfinite().all() for slope in torch.autograd.grad(loss(y), leaves))
+
+
+def test_gap_by_probability_keeps_its_digits():
+    """From p = 1e-30, where -log(1 - p) / p is 0 / 0, to 1 - p = 1e-43, which float32 cannot hold as 1 - p."""
+    x = torch.tensor([-70.0, -20.0, -5.0, 0.0, 5.0, 20.0, 100.0])
+    rows = torch.stack([x, torch.zeros(7)], 1)
+    chosen = torch.tensor([True, False]).expand(7, 2)
+    p, rest = torch.sigmoid(x.double()), torch.nn.functional.logsigmoid(-x.double())
+    torch.testing.assert_close(gapped.probable_gap(rows, chosen)[:, 0].double(), -rest / p, rtol=1e-5, atol=0)
 
 
 def test_own_options_are_checked():

@@ -163,6 +163,12 @@ class TestGradients:
             assert_near(jacfwd(FUNCTIONS[name])(x), expected, order=1)
 
     @each
+    def test_at_a_kink_the_smaller_support_counts(self, name):
+        x = torch.tensor([1.0, 0.0] if name == "sparsemax" else [2.0, 0.0], dtype=torch.float64)
+        assert_identical(FUNCTIONS[name](x), torch.tensor([1.0, 0.0], dtype=torch.float64))
+        assert_identical(jacrev(FUNCTIONS[name])(x), torch.zeros(2, 2, dtype=torch.float64))
+
+    @each
     def test_gradcheck(self, name):
         x = random(4, 6).requires_grad_()
         with torch.no_grad():
