@@ -2,7 +2,6 @@
 
 import builtins
 import functools
-import importlib
 import itertools
 import math
 import re
@@ -358,9 +357,8 @@ def test_public_names():
     assert set(diagnostics.__all__) == {"Report", "Row", "compare"}
 
 
-@pytest.mark.skipif(not hasattr(importlib.import_module("difflayers.subsets"), "simple"), reason="no SIMPLE here")
 def test_order_on_subsets():
-    """Table 5.2: SIMPLE is exact on linear losses and below Gumbel top-k in bias and variance elsewhere."""
+    """Table 5.2: SIMPLE is exact on linear losses; elsewhere biased, as relaxed Gumbel top-k is, at less variance."""
     weight, b = torch.randn(8, 8, dtype=F64), torch.randn(8, dtype=F64)
     logits = torch.randn(8, dtype=F64)
     linear = compare(lambda z: (z @ weight).sum(), logits, kind=3, samples=200)
@@ -368,7 +366,7 @@ def test_order_on_subsets():
     assert linear["simple"].std < 1e-6
     square = compare(lambda z: ((z @ weight - b) ** 2).sum(), logits, kind=3, samples=4000)
     relaxed = square["gumbel_topk(0.5, hard)"]
-    assert square["simple"].bias < relaxed.bias
+    assert square["simple"].rmse < relaxed.rmse
     assert square["simple"].std < relaxed.std
     assert square["simple"].significant
     assert not square["RLOO(4)"].significant

@@ -31,12 +31,6 @@ ESTIMATOR = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _gumbel_rao_exists(request):
-    if getattr(request.node, "callspec", None) and request.node.callspec.params.get("law") is ONE_HOT[3]:
-        pytest.importorskip("difflayers.estimators.gumbel_rao")
-
-
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
