@@ -68,9 +68,9 @@ class _DiscreteBernoulli(Bernoulli):
 
     def __init__(
         self,
+        temperature: Temperature = 1.0,
         probs: Tensor | float | None = None,
         logits: Tensor | float | None = None,
-        temperature: Temperature = 1.0,
         validate_args: bool | None = None,
     ) -> None:
         super().__init__(probs, logits, validate_args=validate_args)  # pyright: ignore[reportArgumentType]
@@ -92,9 +92,9 @@ class BernoulliReinMax(_DiscreteBernoulli):
     """torch.distributions.Bernoulli with `rsample` by ReinMax: `difflayers.estimators.reinmax_bernoulli`.
 
     Args:
-        probs, logits: as in torch.distributions.Bernoulli; exactly one of them.
         temperature: of the backward pass; a positive number or a tensor broadcastable to the batch that does
             not require a gradient.
+        probs, logits: as in torch.distributions.Bernoulli; exactly one of them.
         validate_args: as in torch.distributions.
 
     Raises:
@@ -122,8 +122,8 @@ class BernoulliStraightThrough(_DiscreteBernoulli):
     """torch.distributions.Bernoulli with `rsample` by `difflayers.estimators.straight_through_bernoulli`.
 
     Args:
-        probs, logits: as in torch.distributions.Bernoulli; exactly one of them.
         temperature: of the backward pass; a positive number or a tensor broadcastable to the batch.
+        probs, logits: as in torch.distributions.Bernoulli; exactly one of them.
         validate_args: as in torch.distributions.
 
     Raises:
@@ -208,8 +208,8 @@ class RelaxedBernoulli(_Gate):
     may be any tensor that broadcasts to the batch.
 
     Args:
-        probs, logits: of y > 1/2; exactly one of them.
         temperature: larger is softer; a positive number or a tensor broadcastable to the batch.
+        probs, logits: of y > 1/2; exactly one of them.
         validate_args: as in torch.distributions.
 
     Raises:
@@ -229,9 +229,9 @@ class RelaxedBernoulli(_Gate):
 
     def __init__(
         self,
+        temperature: Temperature = 1.0,
         probs: Tensor | float | None = None,
         logits: Tensor | float | None = None,
-        temperature: Temperature = 1.0,
         validate_args: bool | None = None,
     ) -> None:
         super().__init__(probs, logits, temperature, validate_args)
