@@ -513,6 +513,13 @@ class TestCompile:
             x = torch.randn(shape)
             assert_near(g(x), f(x))
 
+    def test_export(self):
+        x = torch.randn(3, 6)
+        for module in (subsets.PermutahedronSort(2.0), subsets.ProjectionTopK(2, 3.0)):
+            exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},)).module()
+            y = torch.randn(5, 6)
+            assert_near(exported(y), module(y))
+
     def test_bad_rows_are_nan(self):
         x = torch.tensor([[1.0, math.nan, 2.0], [1.0, 3.0, 2.0], [-math.inf, 3.0, 2.0], [math.inf, 1.0, 0.0]])
         for name, bad in (("sort", (0, 2, 3)), ("rank", (0, 2, 3)), ("topk", (0, 3))):
@@ -647,6 +654,10 @@ def test_properties(row, temperature, regularization, k):
     order = x.argsort(stable=True)
     for result in (r, m):  # never in the wrong order
         assert (result[order].diff() >= -1e-5).all()
+    for task, result in (("sort", y), ("rank", r), ("topk", m)):  # the search without a kernel
+        entropic = regularization == "kl"
+        order, starts = isotonic.find_blocks(x[None], temperature, task, entropic, k)
+        assert_near(isotonic.closed_form(x[None], temperature, order, starts, task, entropic, k)[0], result)
     shuffle = torch.randperm(n)
     assert_near(subsets.soft_rank(x[shuffle], temperature, regularization=regularization), r[shuffle])
     assert_near(subsets.soft_sort(x[shuffle], temperature, regularization=regularization), y)
