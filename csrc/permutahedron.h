@@ -7,6 +7,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cfloat>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -35,7 +36,8 @@ struct Job {
   T* of_temperature;      // backward only: [rows] or null
 
   DL_HD double temperature_of(int64_t row) const {
-    return temperature != nullptr ? static_cast<double>(temperature[row]) : constant;
+    const double t = temperature != nullptr ? static_cast<double>(temperature[row]) : constant;
+    return t < DBL_MIN ? DBL_MIN : t;  // the inverse of a smaller one would be inf
   }
 };
 
