@@ -50,6 +50,14 @@ struct Row {
     }
   }
 
+  // Of their means, `next` following `block`.
+  DL_HD double drop_of_weights(Block block, Block next) const {
+    if constexpr (task == Task::topk)
+      return mean_of_weights(block) - mean_of_weights(next);
+    else
+      return 0.5 * (next.end - block.begin);
+  }
+
   // kl only. For sort: of exp(w / t), relative to the block's first.
   DL_HD double sum_of_weights(Block block) const {
     if constexpr (task == Task::sort)
@@ -66,7 +74,7 @@ struct Row {
     if constexpr (!entropic) {
       // the drops of the means of w and of s, times both lengths
       const double lengths = block.length() * next.length();
-      const double of_weights = (mean_of_weights(block) - mean_of_weights(next)) * lengths;
+      const double of_weights = drop_of_weights(block, next) * lengths;
       const double of_scores = block.sum * next.length() - next.sum * block.length() - d * lengths;
       if (!(task == Task::sort ? of_weights <= t * of_scores : of_scores <= t * of_weights)) return false;
       block.sum += next.sum + d * next.length();
@@ -96,19 +104,20 @@ struct Row {
   // Emits (i, result) for the sorted positions i of a block.
   template <class Emit>
   DL_HD void results(Block block, Emit emit) const {
+    const double inverse = 1 / t;
     if constexpr (task == Task::sort) {
       const double middle = 0.5 * (static_cast<double>(block.begin) + block.end - 1.0);
       const double shift = entropic ? std::log(block.sum / sum_of_weights(block)) : block.sum / block.length();
       const double base = static_cast<double>(sorted[block.begin]) - shift;
-      for (int32_t i = block.begin; i < block.end; ++i) emit(i, base + (i - (entropic ? block.begin : middle)) / t);
+      for (int32_t i = block.begin; i < block.end; ++i) emit(i, base + (i - (entropic ? block.begin : middle)) * inverse);
     } else if constexpr (entropic) {
       const double scale = sum_of_weights(block) / block.sum;
       if (block.end - block.begin == 1) return emit(block.begin, scale);
-      for (int32_t i = block.begin; i < block.end; ++i) emit(i, std::exp(difference(i, block.begin) / t) * scale);
+      for (int32_t i = block.begin; i < block.end; ++i) emit(i, std::exp(difference(i, block.begin) * inverse) * scale);
     } else {
       const double weight = mean_of_weights(block), mean = block.sum / block.length();
       for (int32_t i = block.begin; i < block.end; ++i) {
-        double value = weight + (difference(i, block.begin) - mean) / t;
+        double value = weight + (difference(i, block.begin) - mean) * inverse;
         if constexpr (task == Task::topk) value = value < 0 ? 0 : value > 1 ? 1 : value;  // rounding
         emit(i, value);
       }

@@ -1,11 +1,13 @@
 // What the CPU and CUDA halves of the permutahedron operators share: reading the arguments, allocating the results.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cfloat>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -34,13 +36,35 @@ struct Job {
   T* of_temperature;      // backward only: [rows] or null
 
   DL_HD double temperature_of(int64_t row) const {
-    return temperature != nullptr ? static_cast<double>(temperature[row]) : constant;
+    const double t = temperature != nullptr ? static_cast<double>(temperature[row]) : constant;
+    return t < DBL_MIN ? DBL_MIN : t;  // the inverse of a smaller one would be inf
   }
 };
 
 template <class T>
 T* data(const Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
+}
+
+// Both without a call through the dispatcher where none is needed: for small inputs such calls are what costs.
+inline Tensor contiguous_of(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+inline Tensor empty(const Tensor& like, int64_t rows, int64_t columns, int32_t dtype) {
+  const int64_t sizes[] = {rows, columns}, strides[] = {columns, 1};
+  int32_t device_type = 0;
+  AtenTensorHandle made = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_empty_strided(2, sizes, strides, dtype, device_type, like.get_device_index(), &made));
+  return Tensor(made);
+}
+
+inline Tensor empty_as(const Tensor& like, int64_t columns) {
+  int32_t dtype = 0;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  return empty(like, like.size(0), columns, dtype);
 }
 
 template <class T>
@@ -85,11 +109,11 @@ struct Operators {
   static std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, std::optional<Tensor> temperature, double constant,
                                                     std::string task, bool entropic, int64_t k) {
     check(x, temperature, k);
-    x = contiguous(x);
-    if (temperature) temperature = contiguous(*temperature);
-    Tensor result = torch::stable::empty_like(x);
-    Tensor order = torch::stable::new_empty(x, {x.size(0), x.size(1)}, ScalarType::Int);
-    Tensor starts = torch::stable::new_empty(x, {x.size(0), x.size(1)}, ScalarType::Int);
+    x = contiguous_of(x);
+    if (temperature) temperature = contiguous_of(*temperature);
+    const Tensor result = empty_as(x, x.size(1));
+    const Tensor order = empty(x, x.size(0), x.size(1), aoti_torch_dtype_int32());
+    const Tensor starts = empty(x, x.size(0), x.size(1), aoti_torch_dtype_int32());
     with_types(task, entropic, x.scalar_type() == ScalarType::Double, [&](auto which, auto kl, auto number) {
       using T = decltype(number);
       Job<T> job = job_of<T>(x, temperature, constant, k);
@@ -112,14 +136,14 @@ struct Operators {
       STD_TORCH_CHECK(each.scalar_type() == x.scalar_type(), "difflayers: gradients must have the dtype of x");
     for (const Tensor& each : {order, starts})
       STD_TORCH_CHECK(each.scalar_type() == ScalarType::Int, "difflayers: order and starts must be int32");
-    gradient = contiguous(gradient);
-    x = contiguous(x);
-    result = contiguous(result);
-    order = contiguous(order);
-    starts = contiguous(starts);
-    if (temperature) temperature = contiguous(*temperature);
-    Tensor of_x = torch::stable::empty_like(x);
-    Tensor by_temperature = torch::stable::new_empty(x, {of_temperature ? x.size(0) : 0, 1});
+    gradient = contiguous_of(gradient);
+    x = contiguous_of(x);
+    result = contiguous_of(result);
+    order = contiguous_of(order);
+    starts = contiguous_of(starts);
+    if (temperature) temperature = contiguous_of(*temperature);
+    const Tensor of_x = empty_as(x, x.size(1));
+    Tensor by_temperature = empty_as(x, of_temperature ? 1 : 0);
     if (x.numel() == 0) torch::stable::zero_(by_temperature);
     with_types(task, entropic, x.scalar_type() == ScalarType::Double, [&](auto which, auto kl, auto number) {
       using T = decltype(number);

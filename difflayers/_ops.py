@@ -293,7 +293,7 @@ def _define_permutahedron() -> tuple[Any, Any]:
     @torch.library.register_fake("difflayers::permutahedron_backward")
     def _(gradient: Any, x: Any, *rest: Any) -> Any:
         of_temperature = rest[-1]
-        return x.new_empty(x.shape), x.new_empty((x.shape[0] if of_temperature else 0, 1))
+        return x.new_empty(x.shape), x.new_empty((x.shape[0], 1 if of_temperature else 0))
 
     for op in (forward, backward):
 

@@ -12,16 +12,10 @@ from .network import NetworkTopK, network_topk
 from .neuralsort import NeuralSortTopK, neuralsort, neuralsort_topk
 from .optimal_transport import OptimalTransportTopK, optimal_transport_topk
 from .perturbed import PerturbedTopK, perturbed_topk
-from .projections import (
-    PermutahedronRank,
-    PermutahedronSort,
-    ProjectionTopK,
-    projection_topk,
-    soft_rank,
-    soft_sort,
-)
+from .projections import PermutahedronRank, PermutahedronSort, soft_rank, soft_sort
 from .simple import Simple, simple
 from .softsort import SoftSortTopK, softsort, softsort_topk
+from .topk_projection import ProjectionTopK, projection_topk
 
 __all__ = [
     "GumbelTopK",

@@ -214,11 +214,30 @@ class TestLimits:
         found, wanted = torch.autograd.grad(y, x, g)[0], torch.autograd.grad(exact, wide, g.double())[0]
         assert ((found - wanted).abs().max() <= 1e-6 * wanted.abs().max()).item()
 
+    @each_function
+    @pytest.mark.parametrize(("regularization", "n"), [("l2", 10_000), ("kl", 1_000)])
+    def test_single_precision_against_the_reference(self, name, regularization, n):
+        x = torch.randn(1, n)
+        for temperature in (1e-4, 1.0, 1e4):
+            y = FUNCTIONS[name](x, temperature, regularization=regularization)
+            exact = reference(name, x, temperature, regularization)
+            assert ((y - exact).abs().max() <= 1e-5 * exact.abs().max()).item()
+
     def test_sorted_values_in_double_precision_at_low_temperature(self):
         """Nothing cancels: against SciPy in exact-enough numbers, the groups being all singletons."""
         x = torch.randn(1, 10_000, dtype=torch.float64)
         for regularization in ("l2", "kl"):
             assert_identical(subsets.soft_sort(x, 1e-4, regularization=regularization), x.sort().values)
+
+    @every
+    def test_denormal_temperature(self, name, regularization):
+        """Its inverse would be infinite."""
+        x = torch.tensor([2.0, 2.0, 1.0, 3.0], dtype=torch.float64, requires_grad=True)
+        y = FUNCTIONS[name](x, 5e-324, regularization=regularization)
+        assert_near(y, FUNCTIONS[name](x, 1e-12, regularization=regularization))
+        y[3].backward()
+        assert x.grad is not None
+        assert not x.grad.isnan().any()
 
     @every
     def test_double_backward(self, name, regularization):
@@ -513,6 +532,13 @@ class TestCompile:
             x = torch.randn(shape)
             assert_near(g(x), f(x))
 
+    def test_export(self):
+        x = torch.randn(3, 6)
+        for module in (subsets.PermutahedronSort(2.0), subsets.ProjectionTopK(2, 3.0)):
+            exported = torch.export.export(module, (x,), dynamic_shapes=({0: torch.export.Dim("rows")},)).module()
+            y = torch.randn(5, 6)
+            assert_near(exported(y), module(y))
+
     def test_bad_rows_are_nan(self):
         x = torch.tensor([[1.0, math.nan, 2.0], [1.0, 3.0, 2.0], [-math.inf, 3.0, 2.0], [math.inf, 1.0, 0.0]])
         for name, bad in (("sort", (0, 2, 3)), ("rank", (0, 2, 3)), ("topk", (0, 3))):
@@ -647,6 +673,10 @@ def test_properties(row, temperature, regularization, k):
     order = x.argsort(stable=True)
     for result in (r, m):  # never in the wrong order
         assert (result[order].diff() >= -1e-5).all()
+    for task, result in (("sort", y), ("rank", r), ("topk", m)):  # the search without a kernel
+        entropic = regularization == "kl"
+        order, starts = isotonic.find_blocks(x[None], temperature, task, entropic, k)
+        assert_near(isotonic.closed_form(x[None], temperature, order, starts, task, entropic, k)[0], result)
     shuffle = torch.randperm(n)
     assert_near(subsets.soft_rank(x[shuffle], temperature, regularization=regularization), r[shuffle])
     assert_near(subsets.soft_sort(x[shuffle], temperature, regularization=regularization), y)
