@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._choice import Temperature
 from . import _matrix
-from ._base import Subset, SubsetModule
+from ._base import Subset, SubsetModule, precise
 
 __all__ = ["NeuralSortTopK", "neuralsort", "neuralsort_topk"]
 
@@ -57,6 +57,8 @@ def neuralsort(x: Tensor, temperature: Temperature = 1.0, *, descending: bool = 
 
 
 def _fit(theta: Tensor, present: Tensor | None, positions: int) -> Tensor:
+    # sums of n distances, of which differences matter
+    theta = theta.to(precise(theta.device))
     distances = (theta[:, :, None] - theta[:, None]).abs()
     count: int | Tensor = theta.shape[1]
     if present is not None:

@@ -150,8 +150,8 @@ def test_every_instruction_set(tmp_path):
 
 
 def test_derivatives_to_third_order():
-    x = random(2, 5).requires_grad_()
-    for k in (1, 3, 4):
+    x = random(1, 4).requires_grad_()
+    for k in (1, 3):
         f = lambda t, k=k: subsets.marginals(t, k)  # noqa: E731
         assert gradcheck(f, x)
         assert gradgradcheck(f, x)
@@ -160,7 +160,7 @@ def test_derivatives_to_third_order():
         assert gradcheck(lambda t: reference.marginals(t, k), x)  # noqa: B023
         assert gradgradcheck(lambda t: reference.log_normalizer(t, k), x)  # noqa: B023
         for direction_count in (1, 2, 3):
-            along = tuple(random(2, 5) for _ in range(direction_count))
+            along = tuple(random(1, 4) for _ in range(direction_count))
             assert gradcheck(lambda t: reference.marginals(t, k, along), x)  # noqa: B023
 
 
