@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .. import _ops
+from .. import _ops, _random
 from .._autograd import differentiable
 from . import reference
 
@@ -66,6 +68,29 @@ def marginals(theta: Tensor, k: int) -> Tensor:
     if _ops.has_kernel("subset_marginals", theta.device):
         return _marginals(theta, None, None, k)
     return reference.marginals(theta, k)
+
+
+class _MarginalsGradient(torch.autograd.Function):
+    """0 with the gradient of the marginals, which are not computed."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(theta)
+        ctx.k = k
+        return torch.zeros_like(theta)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (theta,) = ctx.saved_tensors
+        return _marginals(theta, gradient, None, ctx.k), None
+
+
+def marginals_gradient(theta: Tensor, k: int) -> Tensor:
+    """Any function with the gradient of the marginals: in eager mode one that does not compute them."""
+    plain = _random.transformed() or forward_ad._current_level >= 0
+    if plain or not _ops.has_kernel("subset_marginals", theta.device):
+        return marginals(theta, k)
+    return _MarginalsGradient.apply(theta, k)  # pyright: ignore[reportReturnType]
 
 
 def log_normalizer(theta: Tensor, k: int) -> Tensor:
