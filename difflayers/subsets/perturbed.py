@@ -96,7 +96,9 @@ def _mean(choice: Subset, samples: int) -> Tensor:
     count = choice.n if choice.present is None else choice.present.sum(1, keepdim=True)
     total = torch.zeros_like(fixed)
     weighted, weights = 0.0, 0.0
-    chunk = max(1, CHUNK // max(1, choice.size * choice.n))
+    chunk = samples  # where sizes are symbolic, a loop whose length depends on them would be compiled for each
+    if not torch.compiler.is_compiling():
+        chunk = max(1, CHUNK // max(1, choice.size * choice.n))
     for start in range(0, samples, chunk):
         shape = (min(chunk, samples - start), choice.size, choice.n)
         noise = _random.normal(shape, dtype=rows.dtype, device=rows.device, generator=choice.generator)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _random
 
 ITERATIONS = 60  # the most; 3 to 6 are usual
-TRACED_ITERATIONS = 12  # where a loop cannot end early
+TRACED_ITERATIONS = 8  # where a loop cannot end early
 
 
 def saturation(dtype: torch.dtype) -> float:

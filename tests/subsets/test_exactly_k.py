@@ -126,6 +126,23 @@ def test_kernel_is_the_reference(n, k):
     assert weights.isfinite().all()
 
 
+def test_without_kernels(monkeypatch):
+    """The public functions on the plain path, as on a device without a kernel."""
+    x, weights = random(3, 7), random(3, 7)
+
+    def everything():
+        leaf = x.clone().requires_grad_()
+        generator = torch.Generator().manual_seed(0)
+        z = subsets.simple(leaf, 3, generator=generator)
+        (slope,) = torch.autograd.grad((z * weights).sum(), leaf)
+        return z, slope, subsets.marginals(x, 3), subsets.subset_entropy(x, 3), subsets.subset_log_prob(x, z, 3)
+
+    expected = everything()
+    monkeypatch.setattr(dl._ops, "has_kernel", lambda *_: False)
+    for actual, wanted in zip(everything(), expected, strict=True):
+        assert_near(actual, wanted, order=1)
+
+
 @compiled
 def test_every_instruction_set(tmp_path):
     import os

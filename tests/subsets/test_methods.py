@@ -313,6 +313,17 @@ class TestTransforms:
             assert_near(y, expected)
             assert_near(slope, torch.autograd.grad(expected.square().sum(), x)[0], order=1)
 
+    @pytest.mark.filterwarnings("ignore:.*is deprecated")
+    def test_compile_with_changing_shapes(self, method, hard):
+        if method.name == "network_topk" or hard != method.samples:
+            return  # the networks' own tests do this; and once is enough
+        torch.compiler.reset()
+        f = torch.compile(
+            lambda t: method(t, 2, hard=hard, seed=None), fullgraph=True, backend="aot_eager", dynamic=True
+        )
+        for shape in ((3, 6), (4, 9)):
+            assert_near(f(random(*shape)).sum(-1), torch.full(shape[:1], 2.0).double(), factor=10)
+
     def test_autocast(self, method, hard):
         x = random(3, 6, dtype=torch.float32)
         with torch.autocast("cpu", dtype=torch.bfloat16):
