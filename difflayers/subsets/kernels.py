@@ -63,11 +63,16 @@ if _ops.COMPILED:
     _marginals, _log_normalizer, _sample = _define()
 
 
+def _in_float64(theta: Tensor) -> Tensor:
+    """For the plain path, whose tables are in float64 as the kernels' are, where the device has it."""
+    return theta if theta.device.type == "mps" else theta.double()
+
+
 def marginals(theta: Tensor, k: int) -> Tensor:
     """See `reference.marginals`."""
     if _ops.has_kernel("subset_marginals", theta.device):
         return _marginals(theta, None, None, k)
-    return reference.marginals(theta, k)
+    return reference.marginals(_in_float64(theta), k).to(theta.dtype)
 
 
 class _MarginalsGradient(torch.autograd.Function):
@@ -97,11 +102,11 @@ def log_normalizer(theta: Tensor, k: int) -> Tensor:
     """See `reference.log_normalizer`."""
     if _ops.has_kernel("subset_log_normalizer", theta.device):
         return _log_normalizer(theta, k)
-    return reference.log_normalizer(theta, k)
+    return reference.log_normalizer(_in_float64(theta), k).to(theta.dtype)
 
 
 def sample(theta: Tensor, uniform: Tensor, k: int) -> Tensor:
     """See `reference.sample`."""
     if _ops.has_kernel("subset_sample", theta.device):
         return _sample(theta.detach(), uniform.double(), k)
-    return reference.sample(theta, uniform, k)
+    return reference.sample(_in_float64(theta), uniform, k).to(theta.dtype)

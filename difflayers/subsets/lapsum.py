@@ -65,7 +65,7 @@ def lapsum_topk(
 
     References:
         Struski, Bednarczyk, Podolak, Tabor, "LapSum - One Method to Differentiate Them All: Ranking, Sorting and
-        Top-k Selection", ICML 2025, section 4.
+        Top-k Selection", ICML 2025.
 
     Example:
         >>> import torch, difflayers as dl

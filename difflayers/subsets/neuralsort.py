@@ -43,7 +43,7 @@ def neuralsort(x: Tensor, temperature: Temperature = 1.0, *, descending: bool = 
 
     References:
         Grover, Wang, Zweig, Ermon, "Stochastic Optimization of Sorting Networks via Continuous Relaxations",
-        ICLR 2019, arXiv 1903.08850, section 4 (whose rows are descending).
+        ICLR 2019, arXiv 1903.08850 (whose rows are descending).
 
     Example:
         >>> import torch, difflayers as dl
@@ -106,7 +106,7 @@ def neuralsort_topk(
 
     References:
         Grover, Wang, Zweig, Ermon, "Stochastic Optimization of Sorting Networks via Continuous Relaxations",
-        ICLR 2019, arXiv 1903.08850, section 4 (whose rows are descending).
+        ICLR 2019, arXiv 1903.08850 (whose rows are descending).
 
     Example:
         >>> import torch, difflayers as dl

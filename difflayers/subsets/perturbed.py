@@ -57,7 +57,7 @@ def perturbed_topk(
             logits; fewer than k elements present.
 
     Cost:
-        samples times a top-k of every row. With gradient, about 5 samples times the size of the logits is kept for
+        samples times a top-k of every row. With gradient, about 2 samples times the size of the logits is kept for
         backward; without, noise is made in chunks of 4 million numbers and nothing is kept.
 
     Transforms:
@@ -66,7 +66,7 @@ def perturbed_topk(
 
     References:
         Berthet, Blondel, Teboul, Cuturi, Vert, Bach, "Learning with Differentiable Perturbed Optimizers",
-        NeurIPS 2020, arXiv 2002.08676, proposition 3.1. The control variate is the usual one of the score function.
+        NeurIPS 2020, arXiv 2002.08676. The control variate is the usual one of the score function.
 
     Example:
         >>> import torch, difflayers as dl

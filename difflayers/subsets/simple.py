@@ -58,7 +58,7 @@ def simple(
 
     References:
         Ahmed, Zeng, Niepert, Van den Broeck, "SIMPLE: A Gradient Estimator for k-Subset Sampling", ICLR 2023,
-        arXiv 2210.01941, section 4. (The published second version of the code samples by Gumbel top-k, which is
+        arXiv 2210.01941. (The published second version of the code samples by Gumbel top-k, which is
         not the distribution of its marginals; this samples the distribution itself.)
 
     Example:

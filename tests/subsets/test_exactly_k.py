@@ -126,9 +126,10 @@ def test_kernel_is_the_reference(n, k):
     assert weights.isfinite().all()
 
 
-def test_without_kernels(monkeypatch):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_kernels(monkeypatch, dtype):
     """The public functions on the plain path, as on a device without a kernel."""
-    x, weights = random(3, 7), random(3, 7)
+    x, weights = random(3, 7).to(dtype), random(3, 7).to(dtype)
 
     def everything():
         leaf = x.clone().requires_grad_()
