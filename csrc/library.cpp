@@ -60,6 +60,16 @@ STABLE_TORCH_LIBRARY(difflayers, library) {
   library.def("subset_marginals(Tensor theta, Tensor? g, Tensor? h, int k) -> Tensor");
   library.def("subset_sample(Tensor theta, Tensor uniform, int k) -> Tensor");
   library.def("subset_log_normalizer(Tensor theta, int k) -> Tensor");
+
+  // Projections onto the permutahedron, see isotonic.h: the result, the order of the sorted scores, and for each
+  // sorted position where its block begins. x [B, n]; temperature [B, 1], without it `constant` in every row.
+  // task: "rank", "sort", "topk"; k is for topk.
+  library.def(
+      "permutahedron(Tensor x, Tensor? temperature, float constant, str task, bool entropic, int k) "
+      "-> (Tensor, Tensor, Tensor)");
+  library.def(
+      "permutahedron_backward(Tensor gradient, Tensor x, Tensor? temperature, Tensor result, Tensor order, "
+      "Tensor starts, float constant, str task, bool entropic, bool of_temperature) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difflayers, CompositeExplicitAutograd, library) {

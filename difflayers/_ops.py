@@ -280,5 +280,30 @@ def choice_kernels() -> _ChoiceKernels:
     return _ChoiceKernels()
 
 
+def _define_permutahedron() -> tuple[Any, Any]:
+    """Shapes and batching of the projections' two operators; subsets/isotonic.py differentiates them."""
+    ops = torch.ops.difflayers
+    forward, backward = ops.permutahedron.default, ops.permutahedron_backward.default
+
+    @torch.library.register_fake("difflayers::permutahedron")
+    def _(x: Any, *rest: Any) -> Any:
+        index = lambda: x.new_empty(x.shape, dtype=torch.int32)  # noqa: E731
+        return x.new_empty(x.shape), index(), index()
+
+    @torch.library.register_fake("difflayers::permutahedron_backward")
+    def _(gradient: Any, x: Any, *rest: Any) -> Any:
+        of_temperature = rest[-1]
+        return x.new_empty(x.shape), x.new_empty((x.shape[0] if of_temperature else 0, 1))
+
+    for op in (forward, backward):
+
+        def batched(info: Any, in_dims: Any, *arguments: Any, op: Any = op) -> Any:
+            return _folded(info, in_dims, op, *arguments)
+
+        torch.library.register_vmap(op._schema.name, batched)
+    return forward, backward
+
+
 if COMPILED:
     transport = _define_transport()
+    permutahedron, permutahedron_backward = _define_permutahedron()

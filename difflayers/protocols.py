@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["Estimator"]
+__all__ = ["Estimator", "ExpectationEstimator"]
 
 
 @runtime_checkable
@@ -33,4 +34,28 @@ class Estimator(Protocol):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Draws a sample in the shape of the logits."""
+        ...
+
+
+@runtime_checkable
+class ExpectationEstimator(Protocol):
+    """An estimate of an expected loss that needs more than one sample and the loss's gradient at it.
+
+    `difflayers.estimators.RLOO` and `Exact` are such objects; `difflayers.expectation` calls them.
+
+    Example:
+        >>> import difflayers as dl
+        >>> isinstance(dl.estimators.RLOO(2), dl.protocols.ExpectationEstimator)
+        True
+    """
+
+    def expectation(
+        self,
+        loss_fn: Callable[[Tensor], Tensor],
+        logits: Tensor,
+        *,
+        dim: int = -1,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Estimates the expectation of loss_fn(D), D one-hot along dim and distributed as softmax(logits)."""
         ...

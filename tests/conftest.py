@@ -14,6 +14,7 @@ torch.use_deterministic_algorithms(True)
 
 def pytest_runtest_setup(item):
     torch.manual_seed(0)
+    torch.distributions.Distribution.set_default_validate_args(True)  # torch.compile turns it off for good
 
 
 def pytest_collection_modifyitems(items):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
+import importlib
 import os
 import subprocess
 import sys
@@ -22,14 +22,21 @@ ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "examples" / "rank_digits.py"
 
 
+def load(name: str) -> ModuleType:
+    """An example as a module; it finds its neighbours as it does when it is run."""
+    if str(SCRIPT.parent) not in sys.path:
+        sys.path.append(str(SCRIPT.parent))
+    return importlib.import_module(name)
+
+
 @pytest.fixture(scope="module")
 def example() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("rank_digits", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    return load("rank_digits")
+
+
+@pytest.fixture(scope="module")
+def loader() -> ModuleType:
+    return load("digit_images")
 
 
 def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -116,11 +123,11 @@ def test_missing_data_is_named(tmp_path: Path) -> None:
     assert "t10k-images-idx3-ubyte is missing" in line
 
 
-def test_missing_labels_are_named(example: ModuleType, tmp_path: Path) -> None:
+def test_missing_labels_are_named(loader: ModuleType, tmp_path: Path) -> None:
     mnist(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(FileNotFoundError, match="t10k-labels-idx1-ubyte is missing"):
-        example.load_digits(tmp_path)
+        loader.load_digits(tmp_path)
 
 
 def test_wrong_magic_number_is_refused(
@@ -136,13 +143,13 @@ def test_wrong_magic_number_is_refused(
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])
-def test_idx_round_trip(example: ModuleType, tmp_path: Path, suffix: str) -> None:
+def test_idx_round_trip(loader: ModuleType, tmp_path: Path, suffix: str) -> None:
     array = np.random.default_rng(0).integers(0, 256, (3, 4, 5)).astype(np.uint8)
     path = tmp_path / f"some-file{suffix}"
     path.write_bytes(gzip.compress(idx(array)) if suffix else idx(array))
-    np.testing.assert_array_equal(example.read_idx(path, 3), array)
+    np.testing.assert_array_equal(loader.read_idx(path, 3), array)
     with pytest.raises(OSError, match="magic number"):
-        example.read_idx(path, 1)
+        loader.read_idx(path, 1)
 
 
 @pytest.mark.parametrize(
@@ -157,20 +164,20 @@ def test_idx_round_trip(example: ModuleType, tmp_path: Path, suffix: str) -> Non
         ("broken.gz", gzip.compress(idx(np.ones((3, 2, 2))))[:10] + b"\xff" * 30),
     ],
 )
-def test_damaged_idx_is_refused(example: ModuleType, tmp_path: Path, name: str, content: bytes) -> None:
+def test_damaged_idx_is_refused(loader: ModuleType, tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(OSError, match=name):
-        example.read_idx(tmp_path / name, 3)
+        loader.read_idx(tmp_path / name, 3)
 
 
-def test_data_folder_is_read(example: ModuleType, tmp_path: Path) -> None:
+def test_data_folder_is_read(loader: ModuleType, tmp_path: Path) -> None:
     images, labels = mnist(tmp_path)
-    digits = example.load_digits(tmp_path)
+    digits = loader.load_digits(tmp_path)
     torch.testing.assert_close(digits.pixels, torch.tensor(images / 255, dtype=torch.float32))
     assert digits.numbers.tolist() == labels.tolist()
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(idx(labels[:-1]))
     with pytest.raises(OSError, match=r"200 images .* 199 labels"):
-        example.load_digits(tmp_path)
+        loader.load_digits(tmp_path)
 
 
 def test_split_is_disjoint_and_complete(example: ModuleType) -> None:

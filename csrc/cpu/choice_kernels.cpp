@@ -45,7 +45,9 @@ DL_HD float largest_of(const float* row, int64_t n) {
 DL_HD P weight(P x, P largest, P scale) { return math::exp_of_minus((largest - x) * scale); }
 
 DL_HD float temperature_of(const cpu::ChoiceJob& job, int64_t row) {
-  return job.temperature != nullptr ? job.temperature[row] : job.constant;
+  const float temperature = job.temperature != nullptr ? job.temperature[row] : job.constant;
+  const float smallest = 1.17549435e-38f;  // below it the reciprocal is infinite
+  return temperature < smallest ? smallest : temperature;
 }
 
 // Gumbel noise, as _random.gumbel_of

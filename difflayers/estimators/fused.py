@@ -48,6 +48,8 @@ def _triton_kernels() -> Any:
 def gumbel_softmax(choice: Choice, hard: bool) -> Tensor:
     """See `reference.gumbel_softmax`."""
     logits, temperature = choice.rows, choice.temperature
+    if choice.n == 0:
+        return logits.clone()
     bits = _random.bits((choice.size, choice.n), logits.device, choice.generator)
     run = kernels(logits, temperature) if logits.numel() else None
     if run is None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _random
 from .._choice import Temperature, hardened
+from . import tempered
 
 
 def one_hot(index: Tensor, like: Tensor) -> Tensor:
@@ -34,14 +35,14 @@ def sample(logits: Tensor, uniform: Tensor) -> Tensor:
 def gumbel_softmax(logits: Tensor, temperature: Temperature, bits: Tensor, hard: bool) -> Tensor:
     """softmax((logits + Gumbel noise) / temperature), or its largest entry with that gradient."""
     keys = logits + _random.gumbel_of(bits, logits.dtype)
-    soft = torch.softmax(keys / temperature, 1)
+    soft = tempered.softmax(keys, temperature)
     # the largest key, not the largest weight: at high temperature the weights tie
     return hardened(one_hot(keys.detach().argmax(1, keepdim=True), soft), soft) if hard else soft
 
 
 def straight_through(logits: Tensor, temperature: Temperature, index: Tensor) -> Tensor:
     """The sample, with the gradient of softmax(logits / temperature)."""
-    return hardened(one_hot(index, logits), torch.softmax(logits / temperature, 1))
+    return hardened(one_hot(index, logits), tempered.softmax(logits, temperature))
 
 
 def reinmax(logits: Tensor, temperature: Temperature, index: Tensor) -> Tensor:
@@ -51,6 +52,6 @@ def reinmax(logits: Tensor, temperature: Temperature, index: Tensor) -> Tensor:
     softmax at pi_D, diag(pi_D) - pi_D pi_D^T (Algorithm 2 of the paper).
     """
     chosen = one_hot(index, logits)
-    middle = (torch.softmax(logits / temperature, 1) + chosen) / 2
+    middle = (tempered.softmax(logits, temperature) + chosen) / 2
     shift = torch.where(logits > -torch.inf, middle.log() - logits, 0.0).detach()
     return hardened(chosen, 2 * torch.softmax(logits + shift, 1) - 0.5 * torch.softmax(logits, 1))
