@@ -7,6 +7,7 @@ same sample whatever the strides or the `dim` of the input.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +20,18 @@ def transformed() -> bool:
     return torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
 
 
+def _drawn_from(generator: torch.Generator | None) -> dict[str, Any]:
+    """The keyword, if there is a generator: with generator=None, PyTorch's factories refuse symbolic sizes."""
+    return {} if generator is None else {"generator": generator}
+
+
 def bits(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
     """int32 of this shape whose low 31 bits are random; the sign bit has no meaning."""
     count = math.prod(shape)
     if transformed() or device.type == "meta":
-        return torch.randint(2**BITS - 1, shape, device=device, generator=generator, dtype=torch.int64).to(torch.int32)
+        return torch.randint(2**BITS - 1, shape, device=device, dtype=torch.int64, **_drawn_from(generator)).to(
+            torch.int32
+        )
     # one 64-bit draw serves two elements; draws are what a Gumbel-Softmax spends most of its time on
     words = torch.empty((count + 1) // 2, dtype=torch.int64, device=device).random_(generator=generator)
     return words.view(torch.int32)[:count].view(shape)
@@ -72,10 +80,10 @@ def normal(
     shape: tuple[int, ...], *, dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
 ) -> Tensor:
     """Standard normal noise."""
-    return torch.randn(shape, dtype=dtype, device=device, generator=generator)
+    return torch.randn(shape, dtype=dtype, device=device, **_drawn_from(generator))
 
 
 def uniform(shape: tuple[int, ...], *, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """float64 in [0, 1) with 53 random bits, for inverse distribution functions (float32 where there is no float64)."""
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    return torch.rand(shape, dtype=dtype, device=device, generator=generator)
+    return torch.rand(shape, dtype=dtype, device=device, **_drawn_from(generator))

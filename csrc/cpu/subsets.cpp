@@ -29,14 +29,13 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// sigmoid(x) without cancellation on either side
 double sigmoid(double x) {
   const double e = std::exp(-std::abs(x));
   return (x < 0 ? e : 1.0) / (1.0 + e);
 }
 
-// lambda with sum_i sigmoid(theta_i - lambda) within 1/4 of k; 0 < k < n. The law is the same whatever lambda is,
-// so nearness is all that is needed.
+// lambda with sum_i sigmoid(theta_i - lambda) within one standard deviation (of the count) of k; 0 < k < n. The law is
+// the same whatever lambda is, so nearness is all that is needed.
 double threshold(const double* theta, double* work, int64_t n, int64_t k) {
   std::copy(theta, theta + n, work);
   std::nth_element(work, work + (n - k), work + n);
@@ -52,7 +51,7 @@ double threshold(const double* theta, double* work, int64_t n, int64_t k) {
       excess += p;
       slope += p * (1 - p);
     }
-    if (std::abs(excess) <= 0.25) break;
+    if (std::abs(excess) <= 0.25 || excess * excess <= slope) break;
     (excess > 0 ? low : high) = lambda;
     lambda += excess / slope;
     if (!(lambda > low && lambda < high)) lambda = 0.5 * low + 0.5 * high;
@@ -87,8 +86,9 @@ struct Row {
     if (!finite) return false;
     lambda = threshold(theta.data(), work.data(), n, k);
     for (int64_t i = 0; i < n; ++i) {
-      in[i * components] = sigmoid(theta[i] - lambda);
-      out[i * components] = sigmoid(lambda - theta[i]);
+      const double d = theta[i] - lambda, e = std::exp(-std::abs(d)), larger = 1 / (1 + e);
+      in[i * components] = d < 0 ? e * larger : larger;
+      out[i * components] = d < 0 ? larger : e * larger;
     }
     return true;
   }

@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .. import _checks
+from .. import _checks, _random
 from .._choice import Choice, ChoiceModule, Temperature, hardened
 from ..schedules import Schedule
 
@@ -108,6 +109,8 @@ class Subset(Choice):
         if self.certain or self.size == 0:
             nothing = torch.zeros_like(self.rows, dtype=torch.bool)
             return self.restore(torch.where(nothing, self.rows, 1.0 if self.k else 0.0))  # zero gradient
+        if self.hard and not self._may_be_differentiated():
+            return self.restore(best(self.rows, self.k) if hard is None else hard())
         result = soft().to(self.rows.dtype)
         if self.present is not None:
             # where k elements are present, they are the members
@@ -117,6 +120,12 @@ class Subset(Choice):
         if self.hard:
             result = hardened(best(self.rows, self.k) if hard is None else hard(), result)
         return self.restore(result)
+
+    def _may_be_differentiated(self) -> bool:
+        if _random.transformed() or forward_ad._current_level >= 0:
+            return True
+        wanted = self.rows.requires_grad or (isinstance(self.temperature, Tensor) and self.temperature.requires_grad)
+        return torch.is_grad_enabled() and wanted
 
 
 class SubsetModule(ChoiceModule):

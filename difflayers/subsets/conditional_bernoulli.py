@@ -51,7 +51,7 @@ def marginals(logits: Tensor, k: int, temperature: Temperature = 1.0, *, dim: in
     References:
         Chen and Liu, "Statistical applications of the Poisson-binomial and conditional Bernoulli distributions",
         Statistica Sinica 1997; Ahmed, Zeng, Niepert, Van den Broeck, "SIMPLE: A Gradient Estimator for k-Subset
-        Sampling", ICLR 2023, arXiv 2210.01941, section 4.
+        Sampling", ICLR 2023, arXiv 2210.01941.
 
     Example:
         >>> import torch, difflayers as dl
@@ -111,7 +111,7 @@ def sample_subset(
 
     References:
         Chen and Liu, "Statistical applications of the Poisson-binomial and conditional Bernoulli distributions",
-        Statistica Sinica 1997; arXiv 2210.01941, section 4.
+        Statistica Sinica 1997; arXiv 2210.01941.
 
     Example:
         >>> import torch, difflayers as dl
@@ -140,8 +140,9 @@ def sample_subset(
 def subset_log_prob(
     logits: Tensor, members: Tensor, k: int, temperature: Temperature = 1.0, *, dim: int = -1
 ) -> Tensor:
-    r"""The log-probability of given members, $\theta \cdot z - \log e_k(\exp \theta)$ with $\theta = \text{logits} /
-    \tau$.
+    r"""The log-probability of given members.
+
+    $$\log P(z) = \theta \cdot z - \log e_k(\exp \theta), \qquad \theta = \text{logits} / \tau.$$
 
     Args:
         logits, k, temperature, dim: see `marginals`.
@@ -162,7 +163,7 @@ def subset_log_prob(
         As `marginals`.
 
     References:
-        arXiv 2210.01941, section 4.
+        arXiv 2210.01941.
 
     Example:
         >>> import torch, difflayers as dl
@@ -242,7 +243,7 @@ def subset_entropy(logits: Tensor, k: int, temperature: Temperature = 1.0, *, di
         As `marginals`.
 
     References:
-        arXiv 2210.01941, section 4.
+        arXiv 2210.01941.
 
     Example:
         >>> import math, torch, difflayers as dl

@@ -50,7 +50,7 @@ def gumbel_topk(
             elements present.
 
     Cost:
-        O(n k) time and memory (about 6 n k floats kept for backward) per row; k steps, one after the other.
+        O(n k) time and memory (about 5 n k floats kept for backward) per row; k steps, one after the other.
 
     Transforms:
         backward, double backward, torch.func.grad/jacrev, vmap with randomness="different" or "same",
@@ -58,7 +58,7 @@ def gumbel_topk(
 
     References:
         Xie and Ermon, "Reparameterizable Subset Sampling via Continuous Relaxations", IJCAI 2019,
-        arXiv 1901.10517, section 3. Here log(1 - a) is exact also where a rounds to 1.
+        arXiv 1901.10517. Here log(1 - a) is exact also where a rounds to 1.
 
     Example:
         >>> import torch, difflayers as dl

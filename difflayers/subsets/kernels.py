@@ -11,9 +11,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from .. import _ops
+from .. import _ops, _random
 from .._autograd import differentiable
 from . import reference
 
@@ -61,22 +63,50 @@ if _ops.COMPILED:
     _marginals, _log_normalizer, _sample = _define()
 
 
+def _in_float64(theta: Tensor) -> Tensor:
+    """For the plain path, whose tables are in float64 as the kernels' are, where the device has it."""
+    return theta if theta.device.type == "mps" else theta.double()
+
+
 def marginals(theta: Tensor, k: int) -> Tensor:
     """See `reference.marginals`."""
     if _ops.has_kernel("subset_marginals", theta.device):
         return _marginals(theta, None, None, k)
-    return reference.marginals(theta, k)
+    return reference.marginals(_in_float64(theta), k).to(theta.dtype)
+
+
+class _MarginalsGradient(torch.autograd.Function):
+    """0 with the gradient of the marginals, which are not computed."""
+
+    @staticmethod
+    def forward(ctx: Any, theta: Tensor, k: int) -> Tensor:
+        ctx.save_for_backward(theta)
+        ctx.k = k
+        return torch.zeros_like(theta)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (theta,) = ctx.saved_tensors
+        return _marginals(theta, gradient, None, ctx.k), None
+
+
+def marginals_gradient(theta: Tensor, k: int) -> Tensor:
+    """Any function with the gradient of the marginals: in eager mode one that does not compute them."""
+    plain = _random.transformed() or forward_ad._current_level >= 0
+    if plain or not _ops.has_kernel("subset_marginals", theta.device):
+        return marginals(theta, k)
+    return _MarginalsGradient.apply(theta, k)  # pyright: ignore[reportReturnType]
 
 
 def log_normalizer(theta: Tensor, k: int) -> Tensor:
     """See `reference.log_normalizer`."""
     if _ops.has_kernel("subset_log_normalizer", theta.device):
         return _log_normalizer(theta, k)
-    return reference.log_normalizer(theta, k)
+    return reference.log_normalizer(_in_float64(theta), k).to(theta.dtype)
 
 
 def sample(theta: Tensor, uniform: Tensor, k: int) -> Tensor:
     """See `reference.sample`."""
     if _ops.has_kernel("subset_sample", theta.device):
         return _sample(theta.detach(), uniform.double(), k)
-    return reference.sample(theta, uniform, k)
+    return reference.sample(_in_float64(theta), uniform, k).to(theta.dtype)

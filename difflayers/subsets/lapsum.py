@@ -65,7 +65,7 @@ def lapsum_topk(
 
     References:
         Struski, Bednarczyk, Podolak, Tabor, "LapSum - One Method to Differentiate Them All: Ranking, Sorting and
-        Top-k Selection", ICML 2025, section 4.
+        Top-k Selection", ICML 2025.
 
     Example:
         >>> import torch, difflayers as dl
@@ -135,9 +135,10 @@ def _membership(theta: Tensor, k: Tensor) -> Tensor:
     theta = near(theta, inside, outside)
     with torch.no_grad():
         # the sum of the memberships if b were the m-th smallest score, for every m
-        points = theta.detach().sort(dim=1).values
-        below = (points.logcumsumexp(1) - points).exp()
-        above = ((-points).flip(1).logcumsumexp(1).flip(1) + points).exp() - 1  # without the point itself
+        points = near(descending, inside, outside).flip(1)
+        growth = points.exp()
+        below = growth.cumsum(1) / growth
+        above = (1 / growth).flip(1).cumsum(1).flip(1) * growth - 1  # without the point itself
         position = torch.arange(1, n + 1, device=theta.device)
         sums = below / 2 + (n - position) - above / 2
         lower = (sums >= k).sum(1, keepdim=True)  # so many scores are at most b

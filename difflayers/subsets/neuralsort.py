@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .._choice import Temperature
 from . import _matrix
-from ._base import Subset, SubsetModule
+from ._base import Subset, SubsetModule, precise
 
 __all__ = ["NeuralSortTopK", "neuralsort", "neuralsort_topk"]
 
@@ -43,7 +43,7 @@ def neuralsort(x: Tensor, temperature: Temperature = 1.0, *, descending: bool = 
 
     References:
         Grover, Wang, Zweig, Ermon, "Stochastic Optimization of Sorting Networks via Continuous Relaxations",
-        ICLR 2019, arXiv 1903.08850, section 4 (whose rows are descending).
+        ICLR 2019, arXiv 1903.08850 (whose rows are descending).
 
     Example:
         >>> import torch, difflayers as dl
@@ -57,6 +57,8 @@ def neuralsort(x: Tensor, temperature: Temperature = 1.0, *, descending: bool = 
 
 
 def _fit(theta: Tensor, present: Tensor | None, positions: int) -> Tensor:
+    # sums of n distances, of which differences matter
+    theta = theta.to(precise(theta.device))
     distances = (theta[:, :, None] - theta[:, None]).abs()
     count: int | Tensor = theta.shape[1]
     if present is not None:
@@ -104,7 +106,7 @@ def neuralsort_topk(
 
     References:
         Grover, Wang, Zweig, Ermon, "Stochastic Optimization of Sorting Networks via Continuous Relaxations",
-        ICLR 2019, arXiv 1903.08850, section 4 (whose rows are descending).
+        ICLR 2019, arXiv 1903.08850 (whose rows are descending).
 
     Example:
         >>> import torch, difflayers as dl

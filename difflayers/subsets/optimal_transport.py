@@ -54,7 +54,7 @@ def optimal_transport_topk(
 
     References:
         Xie, Dai, Chen, Dai, Zhao, Zha, Wei, Pfister, "Differentiable Top-k with Optimal Transport", NeurIPS 2020,
-        arXiv 2002.06504, section 3. The solution in closed form but for one root is a property of two anchors.
+        arXiv 2002.06504. The solution in closed form but for one root is a property of two anchors.
 
     Example:
         >>> import torch, difflayers as dl

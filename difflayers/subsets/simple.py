@@ -58,7 +58,7 @@ def simple(
 
     References:
         Ahmed, Zeng, Niepert, Van den Broeck, "SIMPLE: A Gradient Estimator for k-Subset Sampling", ICLR 2023,
-        arXiv 2210.01941, section 4. (The published second version of the code samples by Gumbel top-k, which is
+        arXiv 2210.01941. (The published second version of the code samples by Gumbel top-k, which is
         not the distribution of its marginals; this samples the distribution itself.)
 
     Example:
@@ -71,7 +71,8 @@ def simple(
         (2.0, tensor([ 0.2500, -0.0833, -0.0833, -0.0833]))
     """
     choice = Subset("difflayers.subsets.simple", logits, k, temperature, hard=hard, dim=dim, generator=generator)
-    return choice.finish(lambda: kernels.marginals(choice.standardised(), choice.k), lambda: draw(choice, 1)[:, 0])
+    soft = kernels.marginals_gradient if hard else kernels.marginals
+    return choice.finish(lambda: soft(choice.standardised(), choice.k), lambda: draw(choice, 1)[:, 0])
 
 
 class Simple(SubsetModule):

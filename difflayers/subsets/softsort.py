@@ -43,7 +43,7 @@ def softsort(x: Tensor, temperature: Temperature = 1.0, *, descending: bool = Fa
 
     References:
         Prillo and Eisenschlos, "SoftSort: A Continuous Relaxation for the argsort Operator", ICML 2020,
-        arXiv 2006.16038, section 3.
+        arXiv 2006.16038.
 
     Example:
         >>> import torch, difflayers as dl
@@ -99,7 +99,7 @@ def softsort_topk(
 
     References:
         Prillo and Eisenschlos, "SoftSort: A Continuous Relaxation for the argsort Operator", ICML 2020,
-        arXiv 2006.16038, section 3.
+        arXiv 2006.16038.
 
     Example:
         >>> import torch, difflayers as dl

@@ -126,6 +126,24 @@ def test_kernel_is_the_reference(n, k):
     assert weights.isfinite().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_without_kernels(monkeypatch, dtype):
+    """The public functions on the plain path, as on a device without a kernel."""
+    x, weights = random(3, 7).to(dtype), random(3, 7).to(dtype)
+
+    def everything():
+        leaf = x.clone().requires_grad_()
+        generator = torch.Generator().manual_seed(0)
+        z = subsets.simple(leaf, 3, generator=generator)
+        (slope,) = torch.autograd.grad((z * weights).sum(), leaf)
+        return z, slope, subsets.marginals(x, 3), subsets.subset_entropy(x, 3), subsets.subset_log_prob(x, z, 3)
+
+    expected = everything()
+    monkeypatch.setattr(dl._ops, "has_kernel", lambda *_: False)
+    for actual, wanted in zip(everything(), expected, strict=True):
+        assert_near(actual, wanted, order=1)
+
+
 @compiled
 def test_every_instruction_set(tmp_path):
     import os
@@ -150,8 +168,8 @@ def test_every_instruction_set(tmp_path):
 
 
 def test_derivatives_to_third_order():
-    x = random(2, 5).requires_grad_()
-    for k in (1, 3, 4):
+    x = random(1, 4).requires_grad_()
+    for k in (1, 3):
         f = lambda t, k=k: subsets.marginals(t, k)  # noqa: E731
         assert gradcheck(f, x)
         assert gradgradcheck(f, x)
@@ -160,7 +178,7 @@ def test_derivatives_to_third_order():
         assert gradcheck(lambda t: reference.marginals(t, k), x)  # noqa: B023
         assert gradgradcheck(lambda t: reference.log_normalizer(t, k), x)  # noqa: B023
         for direction_count in (1, 2, 3):
-            along = tuple(random(2, 5) for _ in range(direction_count))
+            along = tuple(random(1, 4) for _ in range(direction_count))
             assert gradcheck(lambda t: reference.marginals(t, k, along), x)  # noqa: B023
 
 

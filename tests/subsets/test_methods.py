@@ -129,6 +129,15 @@ class TestMeaning:
         x = random(4, 7)
         assert_near(method(x + 1000, 3), method(x, 3), factor=1e3)  # the sum rounds
 
+    def test_a_far_element_does_not_blur_the_others(self, method):
+        """float32 keeps what is in question, not what is beyond it: an element that is forced in, or out."""
+        x = torch.randn(4, 6)
+        for far, k in ((1e9, 3), (-1e9, 2)):
+            y = method(torch.cat([x, torch.full((4, 1), far)], 1), k, 0.2, hard=False)
+            assert_near(y[:, 6], torch.full((4,), float(far > 0)))
+            if method.same_when_masked and not method.random:
+                assert_near(y[:, :6], method(x, 2, 0.2))
+
     def test_masked_elements_are_never_members(self, method):
         x = random(5, 8)
         x[:, 2] = -INF
@@ -303,6 +312,17 @@ class TestTransforms:
             expected = f(x)
             assert_near(y, expected)
             assert_near(slope, torch.autograd.grad(expected.square().sum(), x)[0], order=1)
+
+    @pytest.mark.filterwarnings("ignore:.*is deprecated")
+    def test_compile_with_changing_shapes(self, method, hard):
+        if method.name == "network_topk" or hard != method.samples:
+            return  # the networks' own tests do this; and once is enough
+        torch.compiler.reset()
+        f = torch.compile(
+            lambda t: method(t, 2, hard=hard, seed=None), fullgraph=True, backend="aot_eager", dynamic=True
+        )
+        for shape in ((3, 6), (4, 9)):
+            assert_near(f(random(*shape)).sum(-1), torch.full(shape[:1], 2.0).double(), factor=10)
 
     def test_autocast(self, method, hard):
         x = random(3, 6, dtype=torch.float32)
