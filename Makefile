@@ -1,7 +1,7 @@
 # Every target sets up .venv by itself when it is missing or out of date.
 #   make demo    trains a network from order labels alone on real images, draws out/rank_digits.png
 #   make test    the whole test-suite
-#   make bench   speed and memory against the peers, into docs/benchmarks.md
+#   make bench   speed and memory against the peers, into docs/benchmarks*.md
 #   make docs    the documentation site, into site/
 #   make lint    ruff and pyright
 #   make sanitize  the kernels' tests under AddressSanitizer and UBSan
@@ -26,6 +26,7 @@ test: $(VENV)/installed
 
 bench: $(VENV)/peers
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_sorting.py --out docs/benchmarks.md $(ARGS)
+	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_choosing.py --out docs/benchmarks-choosing.md $(ARGS)
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
@@ -53,7 +54,7 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml $(SOURCES)
 # torchsort compiles against the installed torch; nvcc is hidden from it, which it would misuse
 $(VENV)/peers: $(VENV)/installed
 	$(PIP) setuptools wheel
-	PATH="$(CURDIR)/$(BIN):/usr/bin:/bin" $(PIP) --no-build-isolation --no-deps --target $(VENV)/peers diffsort difftopk torchsort
+	PATH="$(CURDIR)/$(BIN):/usr/bin:/bin" $(PIP) --no-build-isolation --no-deps --target $(VENV)/peers diffsort difftopk torchsort reinmax
 	touch $@
 
 $(VENV)/docs: $(VENV)/installed

@@ -15,4 +15,5 @@ cd "$root"
 env ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 OMP_NUM_THREADS=1 \
   LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)" \
   DIFFLAYERS_LIBRARY="$build/_C.so" \
-  "$python" -m pytest -q tests/sorting/test_kernels.py
+  "$python" -m pytest -q tests/sorting/test_kernels.py tests/estimators/test_kernels.py \
+  tests/subsets/test_exactly_k.py tests/subsets/test_projections.py

@@ -6,14 +6,15 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from .._choice import Choice, Temperature, hardened
+from .._choice import Temperature
 from ..schedules import Schedule
+from ._base import Subset
 from .isotonic import project
 from .projections import Projection, is_entropic
 
 
 def projection_topk(
-    x: Tensor,
+    logits: Tensor,
     k: int,
     temperature: Temperature = 1.0,
     *,
@@ -32,17 +33,16 @@ def projection_topk(
     membership is exact once the k-th and the next score are temperature apart.
 
     Args:
-        x: scores [..., n, ...] at `dim`, floating point; -inf = masked, never a member.
+        logits: scores x `[..., n]`, any floating dtype; -inf = masked, never a member.
         k: in [0, n], at most the number of elements that are not masked.
-        temperature: in (0, inf), larger = softer; a number or a tensor broadcastable to x with size 1 at dim.
+        temperature: in (0, inf), larger = softer; a number or a tensor broadcastable to logits with size 1 at dim.
         regularization: "l2" (Euclidean) or "kl" (entropic).
         hard: the exact indicator of the k largest (of ties, the first) forward, with the relaxed gradient.
         dim: the dimension of the n elements.
         generator: accepted so that the subset layers can be exchanged; nothing is drawn.
 
     Returns:
-        The shape and dtype of x. Where contents go unchecked and fewer than k elements are present, the
-        present ones are all members.
+        The shape and dtype of logits, summing to k.
 
     Raises:
         TypeError, ValueError: for arguments outside the above; NaN and +inf raise.
@@ -68,18 +68,13 @@ def projection_topk(
     """
     function = "difflayers.subsets.projection_topk"
     entropic = is_entropic(function, regularization)
-    hard = _checks.boolean(function, "hard", hard)
-    x = _checks.tensor(function, "x", x)
-    n = x.shape[_checks.dimension(function, "x", x, dim)]
-    k = _checks.integer(function, "k", k, minimum=0, maximum=n)
-    choice = Choice(function, x, temperature, dim=dim, generator=generator, name="x", present=k)
-    membership, order = project(choice.rows, choice.temperature, "topk", entropic, k)
-    if hard:
-        exact = torch.zeros_like(membership).scatter(1, order[:, :k].long(), 1.0)
-        if not choice.checked:
-            exact = torch.where(choice.rows > -torch.inf, exact, 0.0)
-        membership = hardened(exact, membership)
-    return choice.restore(membership)
+    choice = Subset(function, logits, k, temperature, hard=hard, dim=dim, generator=generator)
+
+    def exact() -> Tensor:  # of ties the first, as the projection shares k among them in that order
+        first = choice.rows.detach().argsort(1, descending=True, stable=True)[:, : choice.k]
+        return torch.zeros_like(choice.rows).scatter(1, first, 1.0)
+
+    return choice.finish(lambda: project(choice.rows, choice.temperature, "topk", entropic, choice.k)[0], exact)
 
 
 class ProjectionTopK(Projection):

@@ -1,6 +1,6 @@
 """Times the estimators against torch.nn.functional.gumbel_softmax and the reinmax package; prints Markdown tables.
 
-    make bench            all benchmarks, these into docs/benchmarks-choosing.md
+    make bench            all benchmarks, these into docs/benchmarks-choosing.md (by bench_choosing.py)
     python tests/benchmarks/bench_estimators.py --threads 1 --quick
 
 Every entry is forward + backward through autograd, float32, temperature 1. Peers that are not installed are left out.
@@ -46,6 +46,10 @@ def contenders() -> dict[str, Function]:
     return found
 
 
+MEMORY = (
+    "Kept for backward, in tensors of the logits' size, the input included where it is kept. The aim for ReinMax and "
+    "Gumbel-Softmax is at most 1."
+)
 BARRED = ("reinmax", "gumbel_softmax(hard=True)", "gumbel_softmax")  # at most the time of BASE
 
 
@@ -110,9 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(speed(threads, seconds) + "\n", flush=True)
     if torch.cuda.is_available():
         print(speed(1, seconds, "cuda") + "\n", flush=True)
-    print("## Estimators: memory\n\nKept for backward, in tensors of the logits' size, the input included where it is")
-    print("kept. The aim for ReinMax and Gumbel-Softmax is at most 1.\n")
-    print(memory())
+    print(f"## Estimators: memory\n\n{MEMORY}\n\n{memory()}")
     return 0
 
 

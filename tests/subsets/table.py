@@ -62,6 +62,7 @@ METHODS = (
     Method(subsets.perturbed_topk, subsets.PerturbedTopK, {"samples": 7}, random=True, smooth=False),
     Method(subsets.optimal_transport_topk, subsets.OptimalTransportTopK),
     Method(subsets.lapsum_topk, subsets.LapSumTopK),
+    Method(subsets.projection_topk, subsets.ProjectionTopK, {"regularization": "kl"}),
     Method(subsets.softsort_topk, subsets.SoftSortTopK, unit=False, increasing=False),
     Method(subsets.neuralsort_topk, subsets.NeuralSortTopK, unit=False, increasing=False),
 )  # fmt: skip
