@@ -71,7 +71,7 @@ def projection_topk(
     choice = Subset(function, logits, k, temperature, hard=hard, dim=dim, generator=generator)
 
     def exact() -> Tensor:  # of ties the first, as the projection shares k among them in that order
-        first = choice.rows.detach().argsort(1, descending=True, stable=True)[:, : choice.k]
+        first = choice.rows.detach().argsort(dim=1, descending=True, stable=True)[:, : choice.k]
         return torch.zeros_like(choice.rows).scatter(1, first, 1.0)
 
     return choice.finish(lambda: project(choice.rows, choice.temperature, "topk", entropic, choice.k)[0], exact)
