@@ -106,7 +106,8 @@ def test_bad_option_is_refused(
 
 
 def test_missing_package_says_what_to_install() -> None:
-    code = f"import sys, runpy; sys.modules['tqdm'] = None; runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    code = f"import sys, runpy; sys.modules['tqdm'] = None; sys.path.append({str(SCRIPT.parent)!r}); "
+    code += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     result = python("-c", code)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
