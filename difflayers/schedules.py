@@ -169,8 +169,9 @@ class EntropyAdaptive(Schedule):
         dim = _checks.dimension("difflayers.schedules.EntropyAdaptive.entropy", "logits", logits, dim)
         with torch.no_grad():
             logarithms = torch.log_softmax(logits.double() / self.temperature, dim)
-            classes = (logits > -math.inf).sum(dim)
-            entropy = -torch.where(logarithms > -math.inf, logarithms.exp() * logarithms, 0.0).sum(dim)
+            classes = (logits != -math.inf).sum(dim)
+            # not where the logarithm is -inf, so that NaN shows
+            entropy = -torch.where(logarithms == -math.inf, 0.0, logarithms.exp() * logarithms).sum(dim)
             share = entropy[classes > 1] / classes[classes > 1].log()  # where there is no choice there is no entropy
             return float(share.mean()) if share.numel() else self.target
 
