@@ -86,7 +86,7 @@ class KSubset(Distribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same distribution with its batch dimensions broadcast to batch_shape."""
-        new = self._get_checked_instance(KSubset, _instance)
+        new: Any = self._get_checked_instance(KSubset, _instance)
         new.k, new.temperature = self.k, self.temperature
         new.logits = self.logits.expand(*batch_shape, *self.event_shape)
         Distribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)

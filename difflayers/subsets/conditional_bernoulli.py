@@ -140,8 +140,9 @@ def sample_subset(
 def subset_log_prob(
     logits: Tensor, members: Tensor, k: int, temperature: Temperature = 1.0, *, dim: int = -1
 ) -> Tensor:
-    r"""The log-probability of given members, $\theta \cdot z - \log e_k(\exp \theta)$ with $\theta = \text{logits} /
-    \tau$.
+    r"""The log-probability of given members.
+
+    $$\log P(z) = \theta \cdot z - \log e_k(\exp \theta), \qquad \theta = \text{logits} / \tau.$$
 
     Args:
         logits, k, temperature, dim: see `marginals`.

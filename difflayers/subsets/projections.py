@@ -253,6 +253,14 @@ class PermutahedronSort(_Ordered):
         temperature, regularization, descending, dim: see `soft_sort`; the temperature may be a schedule.
         learnable: makes the temperature a parameter.
 
+    Returns:
+        Of a call with x: the sorted values, in the shape and dtype of x.
+
+    Raises:
+        As `soft_sort`, at construction where the input is not needed.
+
+    Cost, transforms, references: as `soft_sort`.
+
     Example:
         >>> import torch
         >>> from difflayers import subsets
@@ -276,6 +284,14 @@ class PermutahedronRank(_Ordered):
         temperature, regularization, descending, dim: see `soft_rank`; the temperature may be a schedule.
         learnable: makes the temperature a parameter.
 
+    Returns:
+        Of a call with x: the ranks, in the shape and dtype of x.
+
+    Raises:
+        As `soft_rank`, at construction where the input is not needed.
+
+    Cost, transforms, references: as `soft_rank`.
+
     Example:
         >>> import torch
         >>> from difflayers import subsets
@@ -298,6 +314,15 @@ class ProjectionTopK(_Projection):
     Args:
         k, temperature, regularization, hard, dim: see `projection_topk`; the temperature may be a schedule.
         learnable: makes the temperature a parameter.
+
+    Returns:
+        Of a call with scores (and optionally a generator, which is not used): the membership, in their shape and
+        dtype.
+
+    Raises:
+        As `projection_topk`, at construction where the input is not needed.
+
+    Cost, transforms, references: as `projection_topk`.
 
     Example:
         >>> import torch
