@@ -1,5 +1,6 @@
 """The package as users meet it: its names, its documentation, its import, life without compiled kernels."""
 
+import functools
 import inspect
 import os
 import re
@@ -95,6 +96,15 @@ def test_docstring_sections_of_plain_objects(thing):
     named = text[text.index("Args:") : text.index("Raises:")]
     for name in inspect.signature(thing).parameters:
         assert re.search(rf"\b{name}\b", named), f"{name} is not described"
+
+
+def test_every_name_is_in_the_reference():
+    pages = (page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    entries = [name for page in pages for name in re.findall(r"^::: difflayers\.(\S+)$", page, re.MULTILINE)]
+    listed = {id(functools.reduce(getattr, name.split("."), dl)) for name in entries}
+    assert len(listed) == len(entries)  # nothing twice
+    missing = [where.id for where in public_objects() if id(where.values[0]) not in listed]
+    assert not missing
 
 
 def test_version():

@@ -65,7 +65,7 @@ class KSubset(Distribution):
         (tensor([0.5000, 0.5000, 0.5000, 0.5000]), tensor(0.1667))
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (as torch declares it; the functions check)
+    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 # pyright: ignore (as torch declares it; the functions check)
     has_rsample = True
     has_enumerate_support = True
 

@@ -3,7 +3,7 @@
     python tests/benchmarks/choose_estimator.py                        # the tables, as Markdown
     python tests/benchmarks/choose_estimator.py --out tables.md --plot out/choosing.png
 
-The losses are polynomials, sum_m (w_m . z - b_m)^p of 8 terms with p = 2 or 3, and for k of n a dense quadratic form
+The losses are polynomials, sum_m (w_m . z - b_m)^p of 8 terms with p = 1, 2 or 3, and for k of n a dense quadratic form
 z' A z + c . z; their coefficients and the logits are standard normal. Every figure is the mean over several such
 problems, as the estimator that is the best on one of them need not be on the next.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -56,6 +57,7 @@ K_OF_N = {
     **RLOO,
 }
 K = 3
+MIXTURES = ("simple(hard=False)",)  # show the loss points that are no choices, so they are not in the competition
 
 
 class Problem(NamedTuple):
@@ -89,6 +91,7 @@ def dense(generator: torch.Generator, shape: tuple[int, ...]) -> Callable[[Tenso
 
 
 PROBLEMS = {
+    "linear": Problem("4 choices of one of 4, linear loss", (4, 4), "one_hot", polynomial(1), ONE_OF_N),
     "quadratic": Problem("4 choices of one of 4, quadratic loss", (4, 4), "one_hot", polynomial(2), ONE_OF_N),
     "cubic": Problem("4 choices of one of 4, cubic loss", (4, 4), "one_hot", polynomial(3), ONE_OF_N),
     "yes/no quadratic": Problem("8 times yes or no, quadratic loss", (8,), "bernoulli", polynomial(2), YES_OR_NO),
@@ -127,7 +130,8 @@ def table(found: list[diagnostics.Report]) -> str:
     few, many = LOSSES
     head = f"| estimator | bias | std | cosine | losses | rmse, {few} losses | rmse, {many} losses | best in |"
     lines = [head, "|---|" + "---:|" * 7]
-    winners = [[min(report.rows, key=lambda row: rmse(row, n)).name for report in found] for n in LOSSES]
+    rivals = [[row for row in report.rows if row.name not in MIXTURES] for report in found]
+    winners = [[min(rows, key=partial(rmse, losses=losses)).name for rows in rivals] for losses in LOSSES]
     for name in [row.name for row in found[0].rows]:
         rows = [report[name] for report in found]
         bias = f"{mean([row.bias for row in rows]):.3f}"
@@ -138,37 +142,54 @@ def table(found: list[diagnostics.Report]) -> str:
             f"{mean([row.cosine for row in rows]):.3f}",
             f"{rows[0].evaluations:g}",
             *(f"{mean([rmse(row, losses) for row in rows]):.2f}" for losses in LOSSES),
-            ", ".join(str(names.count(name)) for names in winners),
+            "" if name in MIXTURES else ", ".join(str(names.count(name)) for names in winners),
         ]
         lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def in_turn(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The law of Gumbel top-k: every ordered choice of k as its members [S, n], and its probability [S]."""
+    n = len(logits)
+    sequences = torch.tensor(list(itertools.permutations(range(n), k)))
+    members = torch.zeros(len(sequences), n, dtype=logits.dtype).scatter(1, sequences, 1.0)
+    chosen = logits[sequences]
+    before = torch.cat([torch.zeros_like(chosen[:, :1]), chosen.exp().cumsum(1)[:, :-1]], 1)
+    return members, (chosen - (logits.exp().sum() - before).log()).sum(1).exp()
+
+
+def two_laws() -> str:
+    """How often each of four elements is among two."""
+    logits = torch.tensor([0.3, 0.6, 0.5, 0.2], dtype=torch.float64).logit()
+    members, probability = in_turn(logits, 2)
+    laws = {
+        "exactly 2 (`simple`, `marginals`)": subsets.marginals(logits, 2),
+        "2 in turn (`gumbel_topk`)": probability @ members,
+    }
+    lines = ["| law | element 1 | element 2 | element 3 | element 4 |", "|---|---:|---:|---:|---:|"]
+    lines += [f"| {law} | {' | '.join(f'{number:.4f}' for number in numbers)} |" for law, numbers in laws.items()]
     return "\n".join(lines)
 
 
 def own_law(problem: Problem, options: argparse.Namespace) -> str:
     """The bias of Gumbel top-k against the law that it samples: k drawn in turn, without replacement."""
     lines = ["| estimator | bias, law of `simple` | bias, own law | error |", "|---|---:|---:|---:|"]
-    sequences = torch.tensor(list(itertools.permutations(range(problem.shape[0]), K)))
-    members = torch.zeros(len(sequences), problem.shape[0], dtype=torch.float64).scatter(1, sequences, 1.0)
     for name in [name for name in problem.contenders if name.startswith("gumbel_topk")]:
         figures: list[tuple[float, ...]] = []
         for seed in range(options.seed, options.seed + options.problems):
             generator = torch.Generator().manual_seed(seed)
             logits = normal(generator, *problem.shape).requires_grad_()
             loss = torch.func.vmap(problem.make(generator, problem.shape))
-            chosen = logits[sequences]
-            before = members.new_zeros(len(sequences), 1)
-            taken = torch.cat([before, chosen.exp().cumsum(1)[:, :-1]], 1)
-            turn = (chosen - (logits.exp().sum() - taken).log()).sum(1).exp()  # probability of the sequence
-            several = subsets.subset_log_prob(logits, members, K).exp() / 6  # 3! sequences of each subset
-            exact = [torch.autograd.grad((law * loss(members)).sum(), logits)[0] for law in (several, turn)]
+            members, own = in_turn(logits, K)
+            simple = subsets.subset_log_prob(logits, members, K).exp() / math.factorial(K)  # orders of each subset
+            exact = [torch.autograd.grad((law * loss(members)).sum(), logits)[0] for law in (simple, own)]
             copies = logits.detach().expand(options.samples, -1).clone().requires_grad_()
             sample = problem.contenders[name](copies, K, generator=generator)
             found = torch.autograd.grad(loss(sample).sum(), copies)[0]
             error = (found.var(0).sum() / len(found)).sqrt() / exact[1].norm()
             figures.append((*(float((found.mean(0) - g).norm() / g.norm()) for g in exact), float(error)))
-        lines.append(
-            f"| `{name}` | " + " | ".join(f"{mean(column):.3f}" for column in zip(*figures, strict=True)) + " |"
-        )
+        cells = [f"`{name}`", *(f"{mean(column):.3f}" for column in zip(*figures, strict=True))]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -178,7 +199,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--problems", type=int, default=10, help="problems that are averaged over")
     parser.add_argument("--seed", type=int, default=0, help="of the first problem; the others follow")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the tables there too")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw bias against std, first problem of the first")
+    parser.add_argument(
+        "--plot", type=Path, metavar="FILE", help="draw bias against std in the first quadratic problem"
+    )
     options = parser.parse_args(argv)
     if options.samples < 2 or options.problems < 1:
         parser.error("--samples must be at least 2 and --problems at least 1")
@@ -193,9 +216,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for problem in PROBLEMS.values():
         found = reports(problem, options)
         parts += [f"### {problem.title}", table(found)]
-        if options.plot is not None and problem is next(iter(PROBLEMS.values())):
+        if options.plot is not None and problem is PROBLEMS["quadratic"]:
             options.plot.parent.mkdir(parents=True, exist_ok=True)
             found[0].plot(options.plot)
+    parts += ["### Two laws of 2 of 4", two_laws()]
     parts += ["### Gumbel top-k against its own law", own_law(PROBLEMS["k of n"], options)]
     text = "\n\n".join(parts) + "\n"
     print(text)
