@@ -85,6 +85,10 @@ class Exponential(_Between):
         end: the temperature from step `steps` on; above 0.
         steps: at least 1.
 
+    Raises:
+        TypeError: start or end is not a number, or steps not an integer.
+        ValueError: one of them is out of range; on a call, a step below 0.
+
     Example:
         >>> import difflayers as dl
         >>> schedule = dl.schedules.Exponential(1.0, 0.25, steps=2)
@@ -103,6 +107,10 @@ class Cosine(_Between):
         start: the temperature at step 0; above 0.
         end: the temperature from step `steps` on; above 0.
         steps: at least 1.
+
+    Raises:
+        TypeError: start or end is not a number, or steps not an integer.
+        ValueError: one of them is out of range; on a call, a step below 0.
 
     Example:
         >>> import difflayers as dl
@@ -128,6 +136,10 @@ class EntropyAdaptive(Schedule):
         start: the first temperature; above 0.
         rate: of the feedback; above 0.
         minimum, maximum: bounds of the temperature; above 0.
+
+    Raises:
+        TypeError: a setting is not a number.
+        ValueError: a setting is out of range.
 
     Example:
         >>> import torch, difflayers as dl

@@ -1,5 +1,6 @@
 """The package as users meet it: its names, its documentation, its import, life without compiled kernels."""
 
+import functools
 import inspect
 import os
 import re
@@ -15,8 +16,14 @@ import difflayers as dl
 ROOT = Path(__file__).parent.parent
 MODULES = {
     "difflayers": dl,
+    "difflayers.diagnostics": dl.diagnostics,
+    "difflayers.distributions": dl.distributions,
+    "difflayers.estimators": dl.estimators,
     "difflayers.losses": dl.losses,
+    "difflayers.protocols": dl.protocols,
+    "difflayers.schedules": dl.schedules,
     "difflayers.sorting": dl.sorting,
+    "difflayers.subsets": dl.subsets,
     "difflayers.swaps": dl.swaps,
 }
 
@@ -60,7 +67,11 @@ SORTING += [dl.SortingNetwork, dl.Sort, dl.Rank, dl.TopK, dl.sorting.Equivariant
 SORTING += [getattr(dl.losses, name) for name in dl.losses.__all__]
 
 
-@pytest.mark.parametrize("thing", SORTING, ids=lambda thing: thing.__name__)
+CHOOSING = [getattr(where, name) for where in (dl.estimators, dl.subsets, dl.distributions) for name in where.__all__]
+CHOOSING += [dl.diagnostics.compare]
+
+
+@pytest.mark.parametrize("thing", SORTING + CHOOSING, ids=lambda thing: f"{thing.__module__}.{thing.__name__}")
 def test_docstring_sections(thing):
     text = inspect.getdoc(thing)
     for section in ("Args:", "Returns:", "Raises:", "Example:"):
@@ -71,6 +82,29 @@ def test_docstring_sections(thing):
     named = text[text.index("Args:") : text.index("Returns:")]
     for name in inspect.signature(thing).parameters:
         assert re.search(rf"\b{name}\b", named), f"{name} is not described"
+
+
+SCHEDULES = [getattr(dl.schedules, name) for name in dl.schedules.__all__ if name != "Schedule"]
+
+
+@pytest.mark.parametrize("thing", SCHEDULES, ids=lambda thing: thing.__name__)
+def test_docstring_sections_of_plain_objects(thing):
+    """They compute no tensors, so cost and transforms mean nothing."""
+    text = inspect.getdoc(thing)
+    for section in ("Args:", "Raises:", "Example:"):
+        assert section in text
+    named = text[text.index("Args:") : text.index("Raises:")]
+    for name in inspect.signature(thing).parameters:
+        assert re.search(rf"\b{name}\b", named), f"{name} is not described"
+
+
+def test_every_name_is_in_the_reference():
+    pages = (page.read_text() for page in (ROOT / "docs" / "reference").glob("*.md"))
+    entries = [name for page in pages for name in re.findall(r"^::: difflayers\.(\S+)$", page, re.MULTILINE)]
+    listed = {id(functools.reduce(getattr, name.split("."), dl)) for name in entries}
+    assert len(listed) == len(entries)  # nothing twice
+    missing = [where.id for where in public_objects() if id(where.values[0]) not in listed]
+    assert not missing
 
 
 def test_version():

@@ -97,8 +97,16 @@ class BernoulliReinMax(_DiscreteBernoulli):
         probs, logits: as in torch.distributions.Bernoulli; exactly one of them.
         validate_args: as in torch.distributions.
 
+    Returns:
+        A `torch.distributions.Bernoulli` with `rsample(sample_shape)`; probabilities, `entropy`, `log_prob`,
+        `kl_divergence` and so on are torch's.
+
     Raises:
         ValueError: a temperature that is not positive or does not fit the batch; parameters as torch checks them.
+
+    Cost, transforms:
+        rsample: as `difflayers.estimators.reinmax_bernoulli`. Under torch.func and torch.compile pass
+        validate_args=False.
 
     References:
         Liu, Dong, Liu, Yu, Gao, "Bridging Discrete and Backpropagation: Straight-Through and Beyond", NeurIPS 2023,
@@ -126,8 +134,16 @@ class BernoulliStraightThrough(_DiscreteBernoulli):
         probs, logits: as in torch.distributions.Bernoulli; exactly one of them.
         validate_args: as in torch.distributions.
 
+    Returns:
+        A `torch.distributions.Bernoulli` with `rsample(sample_shape)`; probabilities, `entropy`, `log_prob`,
+        `kl_divergence` and so on are torch's.
+
     Raises:
         ValueError: a temperature that is not positive or does not fit the batch; parameters as torch checks them.
+
+    Cost, transforms:
+        rsample: as `difflayers.estimators.straight_through_bernoulli`. Under torch.func and torch.compile pass
+        validate_args=False.
 
     References:
         Bengio, Léonard, Courville, "Estimating or Propagating Gradients Through Stochastic Neurons for Conditional
@@ -212,8 +228,15 @@ class RelaxedBernoulli(_Gate):
         probs, logits: of y > 1/2; exactly one of them.
         validate_args: as in torch.distributions.
 
+    Returns:
+        A distribution on [0, 1] with `rsample`, `log_prob` and `cdf`.
+
     Raises:
         ValueError: both or none of probs and logits; a temperature that is not positive or does not fit the batch.
+
+    Cost, transforms:
+        rsample: as `difflayers.estimators.relaxed_bernoulli`. Under torch.func and torch.compile pass
+        validate_args=False.
 
     References:
         Maddison, Mnih, Teh, "The Concrete Distribution", ICLR 2017, arXiv 1611.00712, Appendix B.
@@ -270,8 +293,15 @@ class HardConcrete(_Gate):
         lower, upper: the interval that a binary concrete sample is stretched to; lower < 0 and upper > 1.
         validate_args: as in torch.distributions.
 
+    Returns:
+        A distribution on [0, 1] with `rsample`, `log_prob`, `open_probability`, `gate`, `mean` and `variance`.
+
     Raises:
         ValueError: a temperature that is not positive or does not fit the batch; lower or upper out of range.
+
+    Cost, transforms:
+        rsample: as `difflayers.estimators.hard_concrete`. Under torch.func and torch.compile pass
+        validate_args=False.
 
     References:
         Louizos, Welling, Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018,

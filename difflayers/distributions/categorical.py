@@ -10,7 +10,7 @@ from torch.distributions import OneHotCategorical, constraints, register_kl
 
 from .. import _checks
 from .._choice import Temperature
-from ..estimators import gumbel_softmax, reinmax, straight_through
+from ..estimators import gumbel_rao, gumbel_softmax, reinmax, straight_through
 from .constraint import checked_temperature, exact_logits, simplex
 
 __all__ = [
@@ -241,6 +241,4 @@ class OneHotCategoricalGumbelRao(EstimatedOneHotCategorical):
         self.samples = _checks.integer(self._name(), "samples", samples, minimum=1)
 
     def _draw(self, logits: Tensor, generator: torch.Generator | None) -> Tensor:
-        from ..estimators.gumbel_rao import gumbel_rao  # pyright: ignore[reportMissingImports] (until it is merged)
-
         return gumbel_rao(logits, self.temperature, samples=self.samples, generator=generator)

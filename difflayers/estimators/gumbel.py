@@ -26,8 +26,9 @@ def gumbel_softmax(
     $$y = \operatorname{softmax}\left(\frac{\theta + G}{\tau}\right), \qquad G_i = -\log(-\log u_i),$$
 
     whose largest entry is distributed as softmax(logits). Its gradient is that of y by the logits; with hard=True
-    the forward value is the exact one-hot vector of the largest entry. Biased for every temperature, the
-    less the lower it is, while the variance grows.
+    the forward value is the exact one-hot vector of the largest entry. Biased for every temperature. As the temperature
+    goes to 0 the relaxed sample's bias goes to 0, and the hard one's to that of `reinmax`, which is 0 for quadratic
+    losses; meanwhile the variance grows without bound.
 
     Args:
         logits: `[..., n]`, any floating dtype; -inf masks a class out. float16 and bfloat16 are computed in float32.

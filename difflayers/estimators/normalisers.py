@@ -94,7 +94,8 @@ def _normalised(
 def sparsemax(x: Tensor, dim: int = -1, *, dtype: torch.dtype | None = None) -> Tensor:
     r"""The point of the probability simplex nearest to x: a softmax with exact zeros.
 
-    $$p = \arg\min_{p \in \Delta} \lVert p - x \rVert^2 = \max(x - t, 0), \qquad \textstyle\sum_i p_i = 1.$$
+    $$p = \operatorname*{argmin}_{p \in \Delta} \lVert p - x \rVert^2 = \max(x - t, 0), \qquad
+    \textstyle\sum_i p_i = 1.$$
 
     Args:
         x: `[..., n]`, any floating dtype; -inf masks an entry out. float16 and bfloat16 are computed in float32.

@@ -184,6 +184,14 @@ class PermutahedronSort(_Ordered):
         temperature, regularization, descending, dim: see `soft_sort`; the temperature may be a schedule.
         learnable: makes the temperature a parameter.
 
+    Returns:
+        Of a call with x: the sorted values, in the shape and dtype of x.
+
+    Raises:
+        As `soft_sort`, at construction where the input is not needed.
+
+    Cost, transforms, references: as `soft_sort`.
+
     Example:
         >>> import torch
         >>> from difflayers import subsets
@@ -206,6 +214,14 @@ class PermutahedronRank(_Ordered):
     Args:
         temperature, regularization, descending, dim: see `soft_rank`; the temperature may be a schedule.
         learnable: makes the temperature a parameter.
+
+    Returns:
+        Of a call with x: the ranks, in the shape and dtype of x.
+
+    Raises:
+        As `soft_rank`, at construction where the input is not needed.
+
+    Cost, transforms, references: as `soft_rank`.
 
     Example:
         >>> import torch

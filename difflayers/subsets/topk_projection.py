@@ -84,6 +84,15 @@ class ProjectionTopK(Projection):
         k, temperature, regularization, hard, dim: see `projection_topk`; the temperature may be a schedule.
         learnable: makes the temperature a parameter.
 
+    Returns:
+        Of a call with logits (and optionally a generator, which is not used): the membership, in their shape and
+        dtype.
+
+    Raises:
+        As `projection_topk`, at construction where the input is not needed.
+
+    Cost, transforms, references: as `projection_topk`.
+
     Example:
         >>> import torch
         >>> from difflayers import subsets
