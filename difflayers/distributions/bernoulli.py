@@ -82,10 +82,10 @@ class _DiscreteBernoulli(Bernoulli):
         new.temperature = self.temperature
         return super().expand(batch_shape, _instance=new)
 
-    def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def sample(self, sample_shape: Any = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # noqa: B008
         """What `rsample` draws, without gradient."""
         with torch.no_grad():
-            return self.rsample(sample_shape)
+            return self.rsample(sample_shape, generator=generator)  # pyright: ignore[reportCallIssue]
 
 
 class BernoulliReinMax(_DiscreteBernoulli):
@@ -121,9 +121,10 @@ class BernoulliReinMax(_DiscreteBernoulli):
         tensor([0.2500, 0.2500])
     """
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def rsample(self, sample_shape: Any = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # noqa: B008
         """Zeros and ones with ReinMax's gradient, `[*sample_shape, *batch_shape]`."""
-        return reinmax_bernoulli(_exact_logits(self).expand(self._extended_shape(sample_shape)), self.temperature)
+        logits = _exact_logits(self).expand(self._extended_shape(sample_shape))
+        return reinmax_bernoulli(logits, self.temperature, generator=generator)
 
 
 class BernoulliStraightThrough(_DiscreteBernoulli):
@@ -158,10 +159,10 @@ class BernoulliStraightThrough(_DiscreteBernoulli):
         tensor([0.2500, 0.2500])
     """
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def rsample(self, sample_shape: Any = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # noqa: B008
         """Zeros and ones with the straight-through gradient, `[*sample_shape, *batch_shape]`."""
         logits = _exact_logits(self).expand(self._extended_shape(sample_shape))
-        return straight_through_bernoulli(logits, self.temperature)
+        return straight_through_bernoulli(logits, self.temperature, generator=generator)
 
 
 class _Gate(Distribution):
@@ -199,6 +200,11 @@ class _Gate(Distribution):
         Distribution.__init__(new, new._base.batch_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
+
+    def sample(self, sample_shape: Any = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # noqa: B008
+        """What `rsample` draws, without gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, generator=generator)  # pyright: ignore[reportCallIssue]
 
     def _copy(self, new: Any) -> None:
         """More settings, for `expand`."""
@@ -264,9 +270,10 @@ class RelaxedBernoulli(_Gate):
         """The probability of y > 1/2."""
         return self._base.probs
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def rsample(self, sample_shape: Any = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # noqa: B008
         """Numbers in [0, 1] with their gradient, `[*sample_shape, *batch_shape]`."""
-        return relaxed_bernoulli(_exact_logits(self._base).expand(self._extended_shape(sample_shape)), self.temperature)
+        logits = _exact_logits(self._base).expand(self._extended_shape(sample_shape))
+        return relaxed_bernoulli(logits, self.temperature, generator=generator)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The logarithm of the density; at 0 and 1, that of the nearest number on the inside."""
@@ -334,10 +341,10 @@ class HardConcrete(_Gate):
     def _copy(self, new: Any) -> None:
         new.lower, new.upper = self.lower, self.upper
 
-    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008 (torch's signature)
+    def rsample(self, sample_shape: Any = torch.Size(), *, generator: torch.Generator | None = None) -> Tensor:  # noqa: B008
         """Gates with their gradient, `[*sample_shape, *batch_shape]`."""
         logits = self.logits.expand(self._extended_shape(sample_shape))
-        return hard_concrete(logits, self.temperature, lower=self.lower, upper=self.upper)
+        return hard_concrete(logits, self.temperature, lower=self.lower, upper=self.upper, generator=generator)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The logarithm of the probability of exactly 0 or 1, or of the density between them."""

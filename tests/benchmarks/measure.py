@@ -78,14 +78,14 @@ def machine() -> list[str]:
     if info.exists():
         names = [line.split(":")[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
         processor = names[0] if names else processor
-    versions = [f"torch {torch.__version__}"]
-    for peer in ("difflayers", "diffsort", "difftopk", "torchsort"):
+    import difflayers
+
+    versions = [f"torch {torch.__version__}", f"difflayers {difflayers.__version__}"]
+    for peer in ("diffsort", "difftopk", "torchsort", "reinmax"):
         try:
             versions.append(f"{peer} {version(peer)}")
         except PackageNotFoundError:
             versions.append(f"{peer} absent")
-    import difflayers
-
     return [
         f"processor: {processor}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start",
         f"versions: {', '.join(versions)}, Python {platform.python_version()}",

@@ -289,3 +289,13 @@ class TestHardConcrete:
     def test_bad_interval(self):
         with pytest.raises(ValueError, match=r"difflayers\.distributions\.HardConcrete: argument 'lower' must be"):
             HardConcrete(torch.zeros(2), lower=0.1)
+
+
+@pytest.mark.parametrize("law", [BernoulliReinMax, BernoulliStraightThrough, RelaxedBernoulli, HardConcrete])
+def test_generator(law):
+    distribution = law(logits=torch.zeros(4))
+    draws = [distribution.rsample((50,), generator=torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+    again = distribution.sample((50,), generator=torch.Generator().manual_seed(1))
+    assert torch.equal(again, draws[0])
