@@ -65,7 +65,7 @@ class KSubset(Distribution):
         (tensor([0.5000, 0.5000, 0.5000, 0.5000]), tensor(0.1667))
     """
 
-    arg_constraints: dict[str, Any] = {}  # noqa: RUF012 (as torch declares it; the functions check)
+    arg_constraints = {}  # noqa: RUF012 (as torch declares it; the functions check) # pyright: ignore
     has_rsample = True
     has_enumerate_support = True
 
@@ -86,7 +86,7 @@ class KSubset(Distribution):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
         """The same distribution with its batch dimensions broadcast to batch_shape."""
-        new = self._get_checked_instance(KSubset, _instance)
+        new: Any = self._get_checked_instance(KSubset, _instance)
         new.k, new.temperature = self.k, self.temperature
         new.logits = self.logits.expand(*batch_shape, *self.event_shape)
         Distribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=False)
