@@ -1,9 +1,9 @@
 """difflayers: differentiable combinatorial layers for PyTorch."""
 
-from . import diagnostics, distributions, estimators, losses, protocols, schedules, sorting, subsets
+from . import diagnostics, distributions, estimators, losses, oracles, protocols, rules, schedules, sorting, subsets
 from ._checks import debug
 from ._ops import build_info
-from .errors import Error, UnsupportedOperationError
+from .errors import Error, InfeasibleError, SolverError, SolverTimeout, UnsupportedOperationError
 from .estimators import (
     Entmax15,
     GappedStraightThrough,
@@ -31,6 +31,7 @@ from .estimators import (
     straight_through,
     straight_through_bernoulli,
 )
+from .rules import Blackbox, SolverLayer
 from .sorting import (
     Network,
     Rank,
@@ -53,18 +54,23 @@ from .sorting import (
 __version__ = "0.1.0.dev0"
 
 __all__ = [
+    "Blackbox",
     "Entmax15",
     "Error",
     "GappedStraightThrough",
     "GumbelRao",
     "GumbelSoftmax",
     "HardConcrete",
+    "InfeasibleError",
     "Network",
     "Rank",
     "ReinMax",
     "ReinMaxBernoulli",
     "RelativeSteepness",
     "RelaxedBernoulli",
+    "SolverError",
+    "SolverLayer",
+    "SolverTimeout",
     "Sort",
     "Sorted",
     "SortingNetwork",
@@ -89,6 +95,7 @@ __all__ = [
     "hard_concrete_open_probability",
     "losses",
     "median",
+    "oracles",
     "permutation",
     "protocols",
     "quantile",
@@ -96,6 +103,7 @@ __all__ = [
     "reinmax",
     "reinmax_bernoulli",
     "relaxed_bernoulli",
+    "rules",
     "schedules",
     "sort",
     "sort_by",

@@ -1,11 +1,38 @@
-"""Exceptions of the library; wrong types and values raise the built-in TypeError and ValueError."""
+"""The library's own exceptions, for solvers, surgery and what cannot be done."""
 
-__all__ = ["Error", "UnsupportedOperationError"]
+from __future__ import annotations
+
+from typing import Any
 
 
 class Error(Exception):
-    """Base class of the library's own exceptions."""
+    """Base of the exceptions that are specific to difflayers."""
 
 
-class UnsupportedOperationError(Error, RuntimeError):
-    """A transform or an operation that would give a wrong number if it went on."""
+class UnsupportedOperationError(Error):
+    """The operation exists but not in this mode; nothing wrong is returned in its place."""
+
+
+class SolverError(Error):
+    """Rows of a batch have no solution; raised after the whole batch was solved.
+
+    Attributes:
+        rows: the indices of those rows, in the batch flattened to one dimension.
+        status: `difflayers.oracles.Status` of every row of the batch, int64, batch-shaped.
+        solutions: the solutions of the batch; NaN in the rows that have none.
+    """
+
+    def __init__(self, message: str, rows: list[int] | None = None, status: Any = None, solutions: Any = None) -> None:
+        super().__init__(message)
+        self.rows, self.status, self.solutions = rows or [], status, solutions
+
+    def __reduce__(self) -> Any:
+        return type(self), (str(self), self.rows, self.status, self.solutions)
+
+
+class InfeasibleError(SolverError):
+    """Some row has no feasible solution, or an unbounded objective."""
+
+
+class SolverTimeout(SolverError):
+    """Some row had no feasible solution when its time was up."""
