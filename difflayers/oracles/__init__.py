@@ -2,7 +2,9 @@
 
 from .base import Oracle
 from .callable import FromCallable
+from .grid_path import GridShortestPath
 from .result import OracleResult, Status
+from .shortest_path import ShortestPath, grid_edges
 from .top_k import TopK
 
-__all__ = ["FromCallable", "Oracle", "OracleResult", "Status", "TopK"]
+__all__ = ["FromCallable", "GridShortestPath", "Oracle", "OracleResult", "ShortestPath", "Status", "TopK", "grid_edges"]
