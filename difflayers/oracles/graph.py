@@ -209,7 +209,7 @@ class Graph:
         first = np.searchsorted(pair_tails, np.arange(nodes))
         reached = np.empty((size, nodes), dtype=bool)
         before = np.empty((size, nodes), dtype=np.int64)
-        copies = max(1, min(size, 4096 // nodes))  # together in one call; larger unions only make its heap slower
+        copies = max(1, min(size, 2000 // nodes))  # together in one call; larger unions only make its heap slower
         offsets = np.arange(copies)[:, None]
         indices = (pair_heads + offsets * nodes).ravel().astype(np.int32)
         pointers = np.append((first + offsets * pairs).ravel(), copies * pairs).astype(np.int32)
@@ -320,9 +320,9 @@ class Graph:
 def _scaled(costs: np.ndarray, num_nodes: int) -> np.ndarray:
     """The costs with rows near the end of the floating-point range scaled down, so that no sum overflows."""
     limit = np.finfo(np.float64).max / (4 * num_nodes)
-    finite = np.where(np.isfinite(costs), np.abs(costs), 0.0) if costs.size and np.abs(costs).max() > limit else None
-    if finite is None:
+    if costs.size == 0 or max(costs.max(), -costs.min()) <= limit:
         return costs
+    finite = np.where(np.isfinite(costs), np.abs(costs), 0.0)
     return np.where(finite.max(axis=1, keepdims=True) > limit, np.ldexp(costs, -64), costs)
 
 
