@@ -110,6 +110,8 @@ class Processes:
     def _answers(self, rows: dict[int, Row], waiting: deque[Chunk]) -> None:
         """Waits until some worker answers, dies or is overdue."""
         expected = {worker.pipe: worker for worker in self._workers if worker.chunk is not None or not worker.ready}
+        if not expected:  # all were found dead when work was given to them
+            return
         deadlines = [worker.deadline for worker in expected.values() if worker.deadline is not None]
         timeout = max(0.0, min(deadlines) - time.monotonic()) if deadlines else None
         for pipe in connection.wait(list(expected), timeout):
