@@ -58,7 +58,7 @@ class Oracle(ABC):
         """
         self.on_failure = _checks.choice(self.name, "on_failure", on_failure, ON_FAILURE)
         self.time_limit = None if time_limit is None else _checks.number(self.name, "time_limit", time_limit, above=0.0)
-        self.workers = workers
+        self.workers = _checked_workers(self.name, workers)
         self.cache = _checks.integer(self.name, "cache", cache, minimum=0)
         self.parameters: dict[str, np.ndarray] = {}  # those that differ between the rows, batch dimensions first
         self._memory: OrderedDict[bytes, Row] = OrderedDict()
@@ -290,6 +290,17 @@ class Oracle(ABC):
         state["_memory"], state["_previous"], state["workers"] = OrderedDict(), None, None
         state.pop("_local", None)  # solver models of this process's threads
         return state
+
+
+def _checked_workers(function: str, workers: Any) -> Any:
+    if workers is None or callable(getattr(workers, "submit", None)):
+        return workers
+    if isinstance(workers, bool) or not isinstance(workers, int):
+        raise TypeError(
+            f"{function}: argument 'workers' must be None, an integer or a concurrent.futures.Executor, got "
+            f"{type(workers).__name__}"
+        )
+    return _checks.integer(function, "workers", workers, minimum=1)
 
 
 def _some(indices: list[int]) -> str:
