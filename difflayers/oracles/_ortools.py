@@ -149,7 +149,7 @@ def integer_sizes(sizes: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.n
 
     Args:
         sizes: (constraints, n), not negative.
-        room: (constraints,), not negative.
+        room: (constraints,).
     """
     rows, limits = [], []
     for size, limit in zip(sizes, room, strict=True):
@@ -163,14 +163,14 @@ def _integer_row(size: np.ndarray, limit: np.generic) -> tuple[list[int], int]:
     exact = [_decimal(entry) for entry in size]
     bound = _decimal(limit)
     denominator = math.lcm(*(entry.denominator for entry in exact), bound.denominator)
-    largest = sum(exact) + bound
-    if largest * denominator >= 2**60:
-        bits = largest.numerator.bit_length() - largest.denominator.bit_length()
-        denominator = Fraction(2) ** (53 - bits)
-        return [math.ceil(entry * denominator) for entry in exact], math.floor(bound * denominator)
-    row = [int(entry * denominator) for entry in exact]
+    row, room = [int(entry * denominator) for entry in exact], math.floor(bound * denominator)
     common = math.gcd(*row) or 1
-    return [entry // common for entry in row], math.floor(bound * denominator) // common
+    row, room = [entry // common for entry in row], room // common
+    if sum(row) >= 2**60:
+        # to 53 bits; sums of n sizes stay below n 2^53
+        shift = max(entry.bit_length() for entry in row) - 53
+        row, room = [-(-entry >> shift) for entry in row], room >> shift
+    return row, min(room, sum(row))
 
 
 def _decimal(value: np.generic) -> Fraction:

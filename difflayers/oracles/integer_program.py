@@ -104,12 +104,17 @@ class IntegerProgram(Oracle):
         """b_ub and b_eq, in the shapes they were given."""
         return self.constraints.parameter_shapes
 
-    def _build(self) -> MixedIntegerModel:
+    def _model(self, method: str, instance: Instance) -> MixedIntegerModel:
         problem = self.constraints
-        low, high = problem.sides({})
-        return MixedIntegerModel(
-            BACKENDS[self.method], problem.matrix, low, high, problem.lower, problem.upper, self.integer
+        sides = problem.sides(instance)
+        model = self._models.get(
+            method,
+            lambda: MixedIntegerModel(
+                BACKENDS[method], problem.matrix, *sides, problem.lower, problem.upper, self.integer
+            ),
         )
+        model.set_rows(problem.matrix, *sides)
+        return model
 
     def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
         problem = self.constraints
@@ -118,18 +123,18 @@ class IntegerProgram(Oracle):
         if problem.n == 0:
             holds = problem.hold(np.zeros(0), instance)
             return Row(np.zeros(0), Status.OPTIMAL) if holds else Row(None, Status.INFEASIBLE)
-        model = self._models.get("model", self._build)
-        model.set_rows(problem.matrix, *problem.sides(instance))
+        model = self._model(self.method, instance)
         found = model.minimise(cost, deadline)
+        if self.method == "cp_sat" and found.status == Status.FAILED:
+            # it calls some infeasible programs invalid (3x - 3y = 4)
+            model = self._model("scip", instance)
+            found = model.minimise(cost, deadline)
         if found.status in (Status.INFEASIBLE, Status.UNBOUNDED) and cost.any():
             # solvers mix the two up, and feasibility does not depend on the costs
             feasible = model.minimise(np.zeros(problem.n), deadline)
-            status = {Status.OPTIMAL: Status.UNBOUNDED, Status.FEASIBLE: Status.UNBOUNDED}.get(
-                feasible.status, feasible.status
-            )
-            found = Outcome(status, None, -np.inf, feasible.reason)
+            found = Outcome(Status.UNBOUNDED, None, -np.inf) if feasible.values is not None else feasible
         if found.status == Status.FAILED:
-            self._models.drop("model")
+            self._models.drop(self.method)
         if found.values is None:
             return Row(None, found.status, reason=found.reason)
         solution = np.where(self.integer, np.rint(found.values), found.values)

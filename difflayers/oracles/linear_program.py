@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _checks
 from ._cp_sat import Outcome
-from ._ortools import PerThread, load, normalised, remaining, restored
+from ._ortools import PerThread, load, normalised, remaining
 from ._rows import LinearConstraints
 from .base import Instance, Oracle
 from .result import Row, Status
@@ -150,7 +150,7 @@ class _Model:
             self.model.set_constraint_lower_bound(i, float(low[i]))
             self.model.set_constraint_upper_bound(i, float(high[i]))
         self.low, self.high = low, high
-        scaled, exponent = normalised(cost)
+        scaled, _ = normalised(cost)
         self.model.clear_objective()  # the next line leaves coefficients as they were where the new ones are zero
         self.model.set_objective_coefficients(self.columns, scaled.tolist())
         self.solver.set_time_limit_in_seconds(LONG if seconds is None else seconds)
@@ -158,9 +158,7 @@ class _Model:
         status, kinds = self.solver.status(), self.module.SolveStatus
         if status in (kinds.OPTIMAL, kinds.FEASIBLE) and self.solver.has_solution():
             values = np.array(self.solver.variable_values(), dtype=np.float64)
-            bound = restored(self.solver.best_objective_bound(), exponent)
-            optimal = status == kinds.OPTIMAL
-            return Outcome(Status.OPTIMAL if optimal else Status.FEASIBLE, values, bound)
+            return Outcome(Status.OPTIMAL if status == kinds.OPTIMAL else Status.FEASIBLE, values, -math.inf)
         if status in (kinds.INFEASIBLE, kinds.UNBOUNDED):
             return Outcome(Status.INFEASIBLE, None, math.inf)
         if deadline is not None and remaining(deadline) == 0.0:
