@@ -82,5 +82,5 @@ class SatModel:
             values = every[[variable.index for variable in variables]]
             return Outcome(Status.OPTIMAL if status == self.cp.OPTIMAL else Status.FEASIBLE, values, bound)
         if status == self.cp.UNKNOWN:
-            return Outcome(Status.TIMEOUT, None, bound)
+            return Outcome(Status.TIMEOUT, None, -math.inf)  # the bound that it states then is 0, proved or not
         return Outcome(Status.FAILED, None, -math.inf, f"CP-SAT found the model invalid: {self.model.validate()}")

@@ -144,8 +144,8 @@ def integer_sizes(sizes: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.n
     """Sizes and the room for them, one row a constraint, as integers with the same feasible set.
 
     Integers stay as they are. Floats are read as the decimals they print as (0.1 + 0.2 fits in 0.3, which the sum in
-    float64 does not) where these have a common denominator of moderate size; else sizes are rounded up and room down
-    at 2^-53 of the largest, so that nothing infeasible fits.
+    float64 does not) where the integers that come of it stay below 2^60 in all; else sizes are rounded up and room
+    down at 2^-57 of that sum, so that nothing infeasible fits.
 
     Args:
         sizes: (constraints, n), not negative.
@@ -167,8 +167,7 @@ def _integer_row(size: np.ndarray, limit: np.generic) -> tuple[list[int], int]:
     common = math.gcd(*row) or 1
     row, room = [entry // common for entry in row], room // common
     if sum(row) >= 2**60:
-        # to 53 bits; sums of n sizes stay below n 2^53
-        shift = max(entry.bit_length() for entry in row) - 53
+        shift = sum(row).bit_length() - 58
         row, room = [-(-entry >> shift) for entry in row], room >> shift
     return row, min(room, sum(row))
 

@@ -42,8 +42,8 @@ class Knapsack(Oracle):
     $$\min_y c^\top y \quad\text{s.t.}\quad W y \le C,\; 0 \le y \le u,\; y \text{ integer}.$$
 
     Items whose cost is not negative are never taken. Weights that are floats are read as the decimals they print as,
-    so that 0.1 and 0.2 fit together in 0.3; where no common denominator of moderate size exists, they are rounded up
-    and capacities down at 2^-53 of the total: every solution fits.
+    so that 0.1 and 0.2 fit together in 0.3; where they have too many digits for that, they are rounded up and
+    capacities down at 2^-57 of the sum of the weights: every solution fits.
 
     Args:
         weights: `[n]` or `[constraints, n]`, not negative, any dtype of integers or floats.

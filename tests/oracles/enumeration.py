@@ -34,7 +34,7 @@ def assert_optimal(oracle, points, costs):
         assert objective == bound
 
 
-def assert_anytime(oracle, costs, better_than=None):
+def assert_anytime(oracle, costs):
     """Every row is OPTIMAL or FEASIBLE, feasible, with a bound below; returns the result."""
     result = oracle.solve_batch(torch.from_numpy(costs))
     assert (result.status <= Status.FEASIBLE).all(), result.status

@@ -59,7 +59,9 @@ def test_integer_equals_scipy(method):
         integrality = np.ones(len(cost), dtype=int)
         if method == "scip":
             integrality = np.random.default_rng(seed).integers(0, 2, len(cost))
-        low, high = (edge if edge is not None else s * np.inf for edge, s in zip(arguments["bounds"], (-1, 1)))
+        low, high = (
+            edge if edge is not None else s * np.inf for edge, s in zip(arguments["bounds"], (-1, 1), strict=True)
+        )
         expected = optimize.milp(
             cost,
             constraints=[

@@ -47,7 +47,8 @@ def fleets(n, vehicles, demands, capacity):
 def euclidean(random, batch, n):
     points = random.random((batch, n, 2))
     distances = np.linalg.norm(points[:, :, None] - points[:, None], axis=-1)
-    return distances[:, *np.triu_indices(n, 1)]
+    first, second = np.triu_indices(n, 1)
+    return distances[:, first, second]
 
 
 @pytest.mark.parametrize("few", [12, 0])
