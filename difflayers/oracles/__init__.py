@@ -3,18 +3,32 @@
 from .assignment import Assignment
 from .base import Oracle
 from .callable import FromCallable
+from .generalized_assignment import GeneralizedAssignment
 from .grid_path import GridShortestPath
+from .independent_set import IndependentSet
+from .integer_program import IntegerProgram
+from .knapsack import Knapsack
+from .linear_program import LinearProgram
+from .max_cut import MaxCut
 from .min_cost_flow import MinCostFlow
 from .permutation import Permutation
 from .result import OracleResult, Status
 from .shortest_path import ShortestPath, grid_edges
 from .spanning_tree import MinimumSpanningTree
 from .top_k import TopK
+from .traveling_salesman import TravelingSalesman
+from .vehicle_routing import VehicleRouting
 
 __all__ = [
     "Assignment",
     "FromCallable",
+    "GeneralizedAssignment",
     "GridShortestPath",
+    "IndependentSet",
+    "IntegerProgram",
+    "Knapsack",
+    "LinearProgram",
+    "MaxCut",
     "MinCostFlow",
     "MinimumSpanningTree",
     "Oracle",
@@ -23,5 +37,7 @@ __all__ = [
     "ShortestPath",
     "Status",
     "TopK",
+    "TravelingSalesman",
+    "VehicleRouting",
     "grid_edges",
 ]

@@ -1,0 +1,166 @@
+"""Linear programs."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from typing import Any
+
+import numpy as np
+
+from .. import _checks
+from ._cp_sat import Outcome
+from ._ortools import PerThread, load, normalised, remaining
+from ._rows import LinearConstraints
+from .base import Instance, Oracle
+from .result import Row, Status
+
+__all__ = ["LinearProgram"]
+
+METHODS = ("glop", "highs", "pdlp")
+LONG = 1e8  # seconds: no limit
+
+
+class LinearProgram(Oracle):
+    r"""A linear program.
+
+    $$\min_x c^\top x \quad\text{s.t.}\quad A_{ub} x \le b_{ub},\; A_{eq} x = b_{eq},\; l \le x \le u.$$
+
+    Arguments and default bounds are those of `scipy.optimize.linprog`. A specialised oracle (ShortestPath,
+    Assignment, MinCostFlow, ...) is ten to a hundred times faster where one fits.
+
+    Args:
+        A_ub: (rows, n), dense or of scipy.sparse.
+        b_ub: (rows,).
+        A_eq: (rows, n).
+        b_eq: (rows,).
+        bounds: (lower, upper) for all variables or a sequence of n such pairs; None = no bound.
+        n: the number of variables, where no other argument says it.
+        method: "glop" (simplex: a vertex), "highs", or "pdlp" (first order, for large programs; its solutions are
+            optimal and feasible only to 1e-6, hence FEASIBLE, and no vertices).
+        settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`.
+
+    Raises:
+        TypeError: an argument that is not of numbers.
+        ValueError: shapes that do not fit, NaN, bounds that are no pairs.
+
+    Cost:
+        One solve a row; the model is kept by every thread and only the objective, b_ub and b_eq (`with_parameters`)
+        change.
+
+    Transforms:
+        none by itself; gradients come from a rule, see `difflayers.SolverLayer`.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> program = dl.oracles.LinearProgram(A_ub=[[1.0, 2.0]], b_ub=[4.0], bounds=(0, 3))
+        >>> program.solve(torch.tensor([[-1.0, -1.0], [1.0, -1.0]]))
+        tensor([[3.0000, 0.5000],
+                [0.0000, 2.0000]])
+    """
+
+    name = "difflayers.oracles.LinearProgram"
+    releases_gil = True
+
+    def __init__(
+        self,
+        A_ub: Any = None,
+        b_ub: Any = None,
+        A_eq: Any = None,
+        b_eq: Any = None,
+        bounds: Any = (0, None),
+        *,
+        n: int | None = None,
+        method: str = "glop",
+        **settings: Any,
+    ) -> None:
+        super().__init__(**settings)
+        if n is not None:
+            n = _checks.integer(self.name, "n", n, minimum=0)
+        self.constraints = LinearConstraints(self.name, A_ub, b_ub, A_eq, b_eq, bounds, n)
+        self.method = _checks.choice(self.name, "method", method, METHODS)
+        self.exact = self.method != "pdlp"
+        self._models = PerThread()
+
+    @property
+    def cost_shape(self) -> tuple[int, ...]:
+        """(n,)."""
+        return (self.constraints.n,)
+
+    @property
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """b_ub and b_eq, in the shapes they were given."""
+        return self.constraints.parameter_shapes
+
+    def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
+        problem = self.constraints
+        if (problem.lower > problem.upper).any():
+            return Row(None, Status.INFEASIBLE, reason="a lower bound is above its upper bound")
+        if problem.n == 0:
+            holds = problem.hold(np.zeros(0), instance)
+            return Row(np.zeros(0), Status.OPTIMAL) if holds else Row(None, Status.INFEASIBLE)
+        model = self._models.get(self.method, lambda: _Model(self.method, problem))
+        low, high = problem.sides(instance)
+        found = model.minimise(cost, low, high, deadline)
+        if self.method == "pdlp" and found.values is None and found.status != Status.TIMEOUT:
+            # a first-order method often proves nothing about a program without solution; the simplex method does
+            model = self._models.get("glop", lambda: _Model("glop", problem))
+            found = model.minimise(cost, low, high, deadline)
+        if found.status == Status.INFEASIBLE and cost.any():
+            # solvers mix up infeasible and unbounded, and feasibility does not depend on the costs
+            feasible = model.minimise(np.zeros(problem.n), low, high, deadline)
+            found = Outcome(Status.UNBOUNDED, None, -math.inf) if feasible.values is not None else feasible
+        if found.values is None:
+            return Row(None, found.status, reason=found.reason)
+        solution = np.clip(found.values, problem.lower, problem.upper) + 0.0  # + 0.0: no negative zeros
+        status = found.status if self.exact else Status.FEASIBLE
+        return Row(solution, status, found.bound)
+
+    def _is_feasible(self, solution: np.ndarray, instance: Instance) -> bool:
+        return self.constraints.hold(solution, instance)
+
+
+class _Model:
+    """The program in OR-Tools' model builder: bulk changes by arrays, and a solver without state."""
+
+    def __init__(self, method: str, problem: LinearConstraints) -> None:
+        self.module = load("ortools.linear_solver.python.model_builder_helper")
+        try:
+            sparse: Any = importlib.import_module("scipy.sparse")
+        except ModuleNotFoundError as error:
+            raise ImportError(
+                "difflayers.oracles.LinearProgram: this oracle needs SciPy: pip install 'difflayers[solvers]'"
+            ) from error
+        self.low, self.high = problem.sides({})
+        self.model = self.module.ModelBuilderHelper()
+        self.model.fill_model_from_sparse_data(
+            problem.lower, problem.upper, np.zeros(problem.n), self.low, self.high, sparse.csr_matrix(problem.matrix)
+        )
+        self.columns = np.arange(problem.n).tolist()
+        self.solver = self.module.ModelSolverHelper(method)
+        self.solver.enable_output(False)
+        if method == "highs":
+            self.solver.set_solver_specific_parameters("output_flag=false")  # it prints its name all the same
+
+    def minimise(self, cost: np.ndarray, low: np.ndarray, high: np.ndarray, deadline: float | None) -> Outcome:
+        seconds = remaining(deadline)
+        if seconds == 0.0:
+            return Outcome(Status.TIMEOUT, None, -math.inf)
+        for i in np.flatnonzero((low != self.low) | (high != self.high)).tolist():
+            self.model.set_constraint_lower_bound(i, float(low[i]))
+            self.model.set_constraint_upper_bound(i, float(high[i]))
+        self.low, self.high = low, high
+        scaled, _ = normalised(cost)
+        self.model.clear_objective()  # the next line leaves coefficients as they were where the new ones are zero
+        self.model.set_objective_coefficients(self.columns, scaled.tolist())
+        self.solver.set_time_limit_in_seconds(LONG if seconds is None else seconds)
+        self.solver.solve(self.model)
+        status, kinds = self.solver.status(), self.module.SolveStatus
+        if status in (kinds.OPTIMAL, kinds.FEASIBLE) and self.solver.has_solution():
+            values = np.array(self.solver.variable_values(), dtype=np.float64)
+            return Outcome(Status.OPTIMAL if status == kinds.OPTIMAL else Status.FEASIBLE, values, -math.inf)
+        if status in (kinds.INFEASIBLE, kinds.UNBOUNDED):
+            return Outcome(Status.INFEASIBLE, None, math.inf)
+        if deadline is not None and remaining(deadline) == 0.0:
+            return Outcome(Status.TIMEOUT, None, -math.inf)
+        return Outcome(Status.FAILED, None, -math.inf, f"the solver stopped with {status.name}")
