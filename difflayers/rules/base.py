@@ -39,6 +39,10 @@ class Rule:
             UnsupportedOperationError: under torch.func, torch.compile(fullgraph=True) and torch.export.
             TypeError, ValueError: for costs that do not fit the oracle.
         """
+        if torch.compiler.is_dynamo_compiling():
+            from .._untraced import call
+
+            return call(self, oracle, costs, generator=generator)
         if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
             raise UnsupportedOperationError(
                 f"{self.name}: a solver runs on the host and cannot be traced by torch.compile(fullgraph=True), "

@@ -68,7 +68,7 @@ class _Blackbox(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         costs, solutions = ctx.saved_tensors
         return interpolated(ctx.oracle, costs, solutions, gradient, ctx.lam, ctx.side), None, None, None
 

@@ -85,7 +85,7 @@ class _FrankWolfe(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         solved = over_row(ctx.found.points.isfinite(), ctx.event, "all").to(gradient.device)
         incoming = Incoming(gradient, solved, ctx.event)
         result = ctx.found.derivative(incoming.gradient).to(gradient.device)

@@ -110,7 +110,7 @@ class _IMLE(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         costs, noise, solutions = ctx.saved_tensors
         oracle, rule, event = ctx.oracle, ctx.rule, dims(ctx.oracle)
         solved = over_row(solutions.isfinite(), event, "all").all(0)

@@ -114,6 +114,6 @@ class _LPGD(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         costs, solutions = ctx.saved_tensors
         return ctx.rule._gradient(ctx.oracle, costs, solutions, gradient), None, None

@@ -41,5 +41,5 @@ def sum_of_gamma(count: int, like: Tensor, k: float, terms: int, generator: torc
     total = torch.zeros((count, *like.shape), dtype=like.dtype, device=like.device)
     concentration = torch.full_like(total, 1.0 / k)
     for i in range(1, terms + 1):  # one after another: all at once would need `terms` times the memory
-        total += torch._standard_gamma(concentration, generator=generator) * (k / i)
+        total += torch._standard_gamma(concentration, generator=generator) * (k / i)  # pyright: ignore
     return (total - math.log(terms)) / k

@@ -169,7 +169,7 @@ class _Perturbed(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         costs, noise, solutions = ctx.saved_tensors
         rule, event = ctx.rule, ctx.event
         solved = over_row(solutions.isfinite(), event, "all").all(0)
