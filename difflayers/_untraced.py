@@ -1,4 +1,4 @@
-"""What torch.compile is to see of a solver: a break in the graph. Import it while compiling only, as it loads Dynamo."""
+"""What torch.compile is to see of a solver: a break in the graph. Import it while compiling only: it loads Dynamo."""
 
 from __future__ import annotations
 
