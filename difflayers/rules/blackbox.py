@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..oracles import Oracle
-from .base import Rule, solve_invented
+from .base import Incoming, Rule, computable, dims, over_row, solve_invented
 
 __all__ = ["Blackbox"]
 
@@ -45,16 +45,16 @@ class Blackbox(Rule):
         tensor([-0.5000,  0.5000,  0.0000])
     """
 
+    name = "difflayers.rules.Blackbox"
+
     def __init__(self, lam: float, *, side: str = "improve") -> None:
-        name = "difflayers.rules.Blackbox"
-        self.lam = _checks.number(name, "lam", lam, above=0.0)
-        self.side = _checks.choice(name, "side", side, SIDES)
+        self.lam = _checks.number(self.name, "lam", lam, above=0.0)
+        self.side = _checks.choice(self.name, "side", side, SIDES)
 
     def __repr__(self) -> str:
         return f"Blackbox({self.lam:g}, side={self.side!r})"
 
-    def __call__(self, oracle: Oracle, costs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """The solutions, with this rule's gradient."""
+    def _differentiable(self, oracle: Oracle, costs: Tensor, generator: torch.Generator | None) -> Tensor:
         return _Blackbox.apply(costs, oracle, self.lam, self.side)  # pyright: ignore[reportReturnType]
 
 
@@ -68,9 +68,21 @@ class _Blackbox(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> Any:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         costs, solutions = ctx.saved_tensors
-        lam, side = ctx.lam, ctx.side
-        better = solve_invented(ctx.oracle, costs + lam * gradient) if side != "worsen" else solutions
-        worse = solve_invented(ctx.oracle, costs - lam * gradient) if side != "improve" else solutions
-        return (better - worse) / (2 * lam if side == "both" else lam), None, None, None
+        return interpolated(ctx.oracle, costs, solutions, gradient, ctx.lam, ctx.side), None, None, None
+
+
+def interpolated(oracle: Oracle, costs: Tensor, solutions: Tensor, gradient: Tensor, lam: float, side: str) -> Tensor:
+    """The gradient by the costs; both sides are solved as one batch."""
+    event = dims(oracle)
+    incoming = Incoming(gradient, over_row(solutions.isfinite(), event, "all"), event)
+    if not bool(incoming.active.any()):
+        return incoming.passed(torch.zeros_like(incoming.gradient), costs.dtype)
+    exact, move = computable(costs), lam * incoming.gradient
+    if side == "both":
+        better, worse = solve_invented(oracle, torch.stack([exact + move, exact - move]))
+        return incoming.passed((better - worse) / (2 * lam), costs.dtype)
+    if side == "improve":
+        return incoming.passed((solve_invented(oracle, exact + move) - solutions) / lam, costs.dtype)
+    return incoming.passed((solutions - solve_invented(oracle, exact - move)) / lam, costs.dtype)

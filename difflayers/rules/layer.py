@@ -49,7 +49,8 @@ class SolverLayer(nn.Module):
             raise TypeError(
                 f"difflayers.SolverLayer: argument 'rule' must be a rule of difflayers.rules, got {type(rule).__name__}"
             )
-        self.oracle, self.rule = oracle, rule
+        self.oracle: Oracle = oracle
+        self.rule: Any = rule
 
     def forward(self, costs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """The solutions that minimise the costs."""
