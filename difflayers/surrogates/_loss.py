@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks
+from ..errors import UnsupportedOperationError
 from ..oracles import Oracle, Status
 from ..oracles.base import _key
 
@@ -56,6 +57,15 @@ def companion(function: str, name: str, value: object, like: Tensor, shape: torc
     value = value.detach().to(device=like.device, dtype=like.dtype)
     finite_or_raise(function, name, value)
     return value
+
+
+def eager_or_raise(function: str) -> None:
+    """Refuses to be traced: what comes next happens on the host."""
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        raise UnsupportedOperationError(
+            f"{function}: a solver runs on the host and cannot be traced by torch.compile, torch.export or "
+            f"torch.func; call it outside of them"
+        )
 
 
 def finite_or_raise(function: str, name: str, value: Tensor) -> None:
@@ -114,6 +124,7 @@ class OracleLoss(DecisionLoss):
         return len(self.oracle.cost_shape)
 
     def _costs(self, name: str, value: object) -> Tensor:
+        eager_or_raise(self.name)
         return checked_costs(self.name, name, value, tuple(self.oracle.cost_shape))
 
     def _solve(self, costs: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from ._constraints import TIGHT, LinearConstraints
-from ._loss import DecisionLoss, checked_costs, companion
+from ._loss import DecisionLoss, checked_costs, companion, eager_or_raise
 
 __all__ = ["CaVE"]
 
@@ -55,7 +55,8 @@ class CaVE(DecisionLoss):
         A non-negative least-squares problem a row (scipy, active set) with as many unknowns as inequalities bind.
 
     Transforms:
-        backward, DDP, checkpointing. torch.func, torch.compile(fullgraph=True) and torch.export do not pass.
+        backward, DDP, checkpointing. torch.func, torch.compile(fullgraph=True) and torch.export raise
+        UnsupportedOperationError.
 
     References:
         Tang, Khalil, "CaVE: A Cone-Aligned Approach for Fast Predict-then-optimize with Binary Linear Programs",
@@ -98,6 +99,7 @@ class CaVE(DecisionLoss):
 
     def forward(self, predicted_costs: Tensor, true_solutions: Tensor) -> Tensor:
         """The loss of predicted costs."""
+        eager_or_raise(self.name)
         predicted = checked_costs(self.name, "predicted_costs", predicted_costs, self._given.cost_shape)
         best = companion(self.name, "true_solutions", true_solutions, predicted)
         lead = predicted.shape[: predicted.dim() - len(self._given.cost_shape)]

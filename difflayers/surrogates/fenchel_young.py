@@ -101,14 +101,14 @@ class FenchelYoung(OracleLoss):
         if antithetic and samples % 2:
             raise ValueError(f"{name}: argument 'samples' must be even with antithetic=True, got {samples}")
         self.regularisation = regularisation
-        self.regulariser: Callable[[Tensor], Tensor] | None = None
+        self.regulariser: Any = None
         if regularisation is None:
             kind = "additive" if perturbation is None else perturbation
             self.perturbation: str | None = _checks.choice(name, "perturbation", kind, PERTURBATIONS)
             return
         if perturbation is not None:
             raise ValueError(f"{name}: pass either 'perturbation' or 'regularisation', got both; leave one out")
-        omega = getattr(regularisation, "regulariser", None) if regulariser is None else regulariser
+        omega: Any = getattr(regularisation, "regulariser", None) if regulariser is None else regulariser
         if not callable(regularisation) or not callable(omega):
             raise TypeError(
                 f"{name}: argument 'regularisation' must be a rule that has a method 'regulariser', got "
@@ -140,7 +140,6 @@ class FenchelYoung(OracleLoss):
         return mask_rows(dot(predicted, best, self._event) - smoothed, found.sum(0), self._event)
 
     def _regularised(self, predicted: Tensor, best: Tensor, generator: torch.Generator | None) -> Tensor:
-        assert self.regulariser is not None
         with torch.no_grad():
             found = self.regularisation(self.oracle, predicted.detach(), generator=generator)
             filled = found.nan_to_num()

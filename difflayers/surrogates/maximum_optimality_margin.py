@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from ._constraints import TIGHT, LinearConstraints, independent
-from ._loss import DecisionLoss, checked_costs, companion
+from ._loss import DecisionLoss, checked_costs, companion, eager_or_raise
 
 __all__ = ["MaximumOptimalityMargin"]
 
@@ -61,7 +61,8 @@ class MaximumOptimalityMargin(DecisionLoss):
         O(m^3) a row for m constraints; "best" a linear program (scipy, about a millisecond) for each degenerate row.
 
     Transforms:
-        backward, DDP, checkpointing. torch.func, torch.compile(fullgraph=True) and torch.export do not pass.
+        backward, DDP, checkpointing. torch.func, torch.compile(fullgraph=True) and torch.export raise
+        UnsupportedOperationError.
 
     References:
         Sun, Liu, Li, "Maximum Optimality Margin: A Unified Approach for Contextual Linear Programming and Inverse
@@ -114,6 +115,7 @@ class MaximumOptimalityMargin(DecisionLoss):
 
     def forward(self, predicted_costs: Tensor, true_solutions: Tensor, bases: Tensor | None = None) -> Tensor:
         """The loss of predicted costs."""
+        eager_or_raise(self.name)
         predicted = checked_costs(self.name, "predicted_costs", predicted_costs, self._given.cost_shape)
         best = companion(self.name, "true_solutions", true_solutions, predicted)
         lead = predicted.shape[: predicted.dim() - len(self._given.cost_shape)]
