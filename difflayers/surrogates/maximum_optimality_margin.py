@@ -29,15 +29,15 @@ class MaximumOptimalityMargin(DecisionLoss):
     It is convex in $\hat c$ and zero iff the observed solution is optimal by that margin (which the scale of the costs
     can always reach: the margin sets their unit). The observed solution tells B where it is not degenerate, that is,
     has as many positive entries as A has independent rows. A degenerate one (a path, an assignment) has several bases,
-    of which one with $r \ge 0$ suffices. With S the support, "best" takes the loss over all multipliers,
+    and need be optimal by one of them. With S its support, "best" takes the multipliers y that serve it best,
 
     $$\ell(\hat c) = \min_y \sum_{j \notin S} \left[m - (\hat c_j - A_j^\top y)\right]_+ \quad
     \text{subject to } A_S^\top y = \hat c_S,$$
 
-    which is the loss above where B is unique, convex all the same, and zero for every degenerate vertex that is optimal
-    by the margin; a small linear program a row. "complete" adds the first independent columns to S, with no program to
-    be solved but a loss that insists on this one basis. Where true costs are known too, `bases` finds the optimal ones
-    once and for all.
+    which is the loss above where B is unique, still convex, and zero iff some multipliers prove every column outside
+    the support too dear by the margin, so that no other solution ties: a small linear program a row. "complete" adds
+    the first independent columns to S instead, with no program to be solved, but a loss that insists on this basis, be
+    it optimal or not. Where true costs are known too, `bases` finds optimal ones once and for all.
 
     Args:
         A_ub, b_ub, A_eq, b_eq, bounds: the constraints, as scipy.optimize.linprog takes them: default bounds (0, None).
