@@ -81,8 +81,13 @@ class Descent:
             found = unit(torch.stack(slopes))
         if guessed and not self.score and count > 1:
             found[0] = unit(found.mean(0, keepdim=True))[0]  # the slope of the objective averaged over the guesses
-        given = len(found)
-        rows = [found[s] if s < given else search.disturbed(found[s % given], self.settings.noise) for s in range(count)]
+        # the user's own costs are also where the gradient steps begin, as in the paper's hybrid
+        other = found if guessed or costs is None else unit(costs)
+        rows, given = [], len(found)
+        for s in range(count):
+            base = found[s % given] if s % 2 == 0 else other[s % given]
+            near = s < given or (s == 1 and other is not found)
+            rows.append(base if near else search.disturbed(search.project(base), self.settings.noise))
         self.costs = search.project(torch.stack(rows)).detach().clone()
         self.mean, self.square = torch.zeros_like(self.costs), torch.zeros_like(self.costs)
         for s in range(count):
@@ -206,8 +211,9 @@ class Descent:
 
     def _restart(self, s: int) -> None:
         search, settings = self.search, self.settings
-        if settings.polish is not None and self.best[s][1] is not None:
-            search.polish(settings.polish, self.best[s][1])
+        best = self.best[s][1]
+        if settings.polish is not None and best is not None:
+            search.polish(settings.polish, best)
         if settings.restarts is not None and self.restarted >= settings.restarts:
             self.phases[s] = "done"
             if all(phase == "done" for phase in self.phases):
