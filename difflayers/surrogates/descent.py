@@ -1,0 +1,243 @@
+"""How the starts of a SurCo search move: successive linearisation, gradient steps on the costs, restarts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .budget import Exhausted
+from .memory import keys
+from .search import Search, unit
+
+__all__ = ["Descent", "Settings"]
+
+STALE_RESTARTS = 20  # so many in a row without a new solution end the search: the feasible set is small
+
+
+@dataclass
+class Settings:
+    """The arguments of `SurCo` that its starts need."""
+
+    rule: Any
+    starts: int
+    learning_rate: float
+    patience: int
+    restarts: int | None
+    noise: float
+    samples: int
+    polish: Callable[..., Any] | None
+
+
+class Descent:
+    """The starts of one search.
+
+    Attributes:
+        costs: `[starts, *cost_shape]` of unit scale.
+        phases: "linearise", "gradient", or "done", of every start.
+        current: the value at the newest solution of every start.
+        restarted: how often any start began anew.
+    """
+
+    def __init__(self, search: Search, settings: Settings) -> None:
+        self.search, self.settings = search, settings
+        self.score = search.objective.gradient == "score"
+        count = settings.starts
+        self.phases = ["linearise"] * count
+        self.current = [math.nan] * count
+        self.best: list[tuple[float, Tensor | None]] = [(math.inf, None)] * count  # since the last restart
+        self.idle = [0] * count  # gradient steps without anything better
+        self.visited: list[dict[bytes, Tensor]] = [{} for _ in range(count)]  # with the costs that came of it
+        self.restarted = self.stale = self.distinct = 0
+        self.costs = self.mean = self.square = torch.empty(0)
+        self.steps = [0] * count
+
+    def begin(self, like: Tensor, start: Tensor | None, costs: Tensor | None) -> None:
+        """Evaluates the start, or solves the first guess, and linearises there."""
+        search, count = self.search, self.settings.starts
+        guessed = start is None and costs is None
+        if start is not None:
+            search.evaluate(start)
+            solutions, names = start, list(keys(start))
+        else:
+            # the user's own costs go to the oracle as they are, which refuses what is not in its domain
+            costs = search.guess(like.expand(count, *like.shape)) if costs is None else costs
+            solutions = search.oracle.solve(costs)
+            names = list(keys(solutions))
+            search.flush()
+        slopes = []
+        for row, key in enumerate(names):
+            entry = search.memory.entries.get(key)
+            self.current[row % count] = math.nan if entry is None else entry.value
+            self._saw(row % count, None if entry is None else entry.value, solutions[row])
+            slopes.append(torch.zeros_like(like) if entry is None else search.gradient(entry))
+        if self.score:  # no gradient by the solution: costs that a binary start minimises, or the guess itself
+            found = unit((1.5 if search.nonnegative else 0.5) - solutions) if costs is None else unit(costs)
+        else:
+            found = unit(torch.stack(slopes))
+        if guessed and not self.score and count > 1:
+            found[0] = unit(found.mean(0, keepdim=True))[0]  # the slope of the objective averaged over the guesses
+        # the user's own costs are also where the gradient steps begin, as in the paper's hybrid
+        other = found if guessed or costs is None else unit(costs)
+        rows, given = [], len(found)
+        for s in range(count):
+            base = found[s % given] if s % 2 == 0 else other[s % given]
+            near = s < given or (s == 1 and other is not found)
+            rows.append(base if near else search.disturbed(search.project(base), self.settings.noise))
+        self.costs = search.project(torch.stack(rows)).detach().clone()
+        self.mean, self.square = torch.zeros_like(self.costs), torch.zeros_like(self.costs)
+        for s in range(count):
+            self.phases[s] = "gradient" if self.score or s % 2 == 1 else "linearise"
+            if not bool(self.costs[s].any()):  # flat, or no solution
+                self.costs[s] = search.guess(like)
+        self.distinct = search.memory.distinct
+
+    def step(self) -> None:
+        """One step of every start, then restarts of those that are stuck."""
+        before = self.search.memory.best
+        rows = {phase: [s for s, p in enumerate(self.phases) if p == phase] for phase in ("linearise", "gradient")}
+        stuck = self._linearise(rows["linearise"]) if rows["linearise"] else []
+        if rows["gradient"]:
+            stuck += self._ascend_score(rows["gradient"]) if self.score else self._follow_rule(rows["gradient"])
+        if self.search.memory.best is not before:  # some solve, forward or backward, found it: all go on for a while
+            self.idle = [0] * len(self.idle)
+        stuck += [s for s in rows["gradient"] if self.idle[s] >= self.settings.patience and s not in stuck]
+        for s in stuck:
+            self._restart(s)
+
+    def _saw(self, s: int, value: float | None, solution: Tensor) -> None:
+        self.idle[s] += 1
+        if value is None or math.isnan(value):
+            return
+        self.current[s] = value
+        if value < self.best[s][0]:
+            self.best[s] = (value, solution.detach().clone())
+            self.idle[s] = 0
+
+    def _linearise(self, rows: list[int]) -> list[int]:
+        """The next costs are the gradient at the solution of these; returns the rows that got nowhere."""
+        search, stuck = self.search, []
+        solutions, names = search.solve(self.costs[rows])
+        search.flush()
+        for s, key, solution in zip(rows, names, solutions, strict=True):
+            entry = None if key is None else search.memory.entries.get(key)
+            if key is None or entry is None:
+                stuck.append(s)
+                continue
+            self._saw(s, entry.value, solution)
+            visited = self.visited[s]
+            if key in visited:
+                if next(reversed(visited)) == key:  # a fixed point: no linear model improves on it
+                    stuck.append(s)
+                else:  # a cycle: its slopes disagree, and a solution between them needs costs between them
+                    self.costs[s] = search.project(unit(torch.stack(list(visited.values())).mean(0, keepdim=True))[0])
+                    self.phases[s] = "gradient"
+                continue
+            slope = unit(search.gradient(entry)[None])[0]
+            visited[key] = slope
+            self.costs[s] = search.project(slope)
+            if not bool(self.costs[s].any()):
+                stuck.append(s)
+        return stuck
+
+    def _follow_rule(self, rows: list[int]) -> list[int]:
+        """A step of Adam along the rule's gradient of the objective by the costs."""
+        search = self.search
+        costs = self.costs[rows].detach().requires_grad_()
+        with torch.enable_grad():
+            solutions = self.settings.rule(search.oracle, costs, generator=search.generator)
+        if not solutions.requires_grad:
+            raise ValueError(
+                f"{search.objective.function}: argument 'rule' must return solutions with a gradient by the costs, "
+                f"and {self.settings.rule!r} does not; see difflayers.rules"
+            )
+        search.flush()
+        found = solutions.detach()
+        # costs and slopes of one scale, so that a rule's own lengths (lam, sigma) mean the same in every problem
+        slopes = unit(search.gradients_at(found))
+        (gradients,) = torch.autograd.grad(solutions, costs, slopes)
+        search.flush()
+        for s, key, solution in zip(rows, keys(found), found, strict=True):
+            entry = search.memory.entries.get(key)
+            self._saw(s, None if entry is None else entry.value, solution)
+        return self._adam(rows, gradients)
+
+    def _ascend_score(self, rows: list[int]) -> list[int]:
+        """A step of Adam along the score-function estimate: antithetic normal noise on the costs."""
+        search, pairs, scale = self.search, max(1, self.settings.samples // 2), self.settings.noise
+        costs = self.costs[rows]
+        noise = search.noise(costs.expand(pairs, *costs.shape))
+        both = torch.stack([noise, -noise])  # [2, pairs, rows, *cost_shape]
+        moved = costs * (scale * both).exp() if search.nonnegative else costs + scale * both
+        flat = moved.reshape(-1, *costs.shape[1:])
+        solutions, names = search.solve(flat)
+        search.flush()
+        values = torch.full((len(names),), math.nan, dtype=torch.float64)
+        for i, key in enumerate(names):
+            entry = None if key is None else search.memory.entries.get(key)
+            if entry is not None:
+                values[i] = entry.value
+                self._saw(rows[i % len(rows)], entry.value, solutions[i])
+        for s in rows:  # a step counts once, not once a sample
+            self.idle[s] = max(0, self.idle[s] - 2 * pairs) + (0 if self.idle[s] == 0 else 1)
+        values = values.reshape(2, pairs, len(rows))
+        # differences of a pair need no baseline; what is not finite says nothing
+        differences = torch.nan_to_num((values[0] - values[1]) / 2, nan=0.0, posinf=0.0, neginf=0.0)
+        weights = differences.to(costs).reshape(pairs, len(rows), *[1] * (costs.dim() - 1))
+        gradients = (weights * noise).mean(0) / scale
+        return self._adam(rows, gradients, stuck_at_zero=False)
+
+    def _adam(self, rows: list[int], gradients: Tensor, stuck_at_zero: bool = True) -> list[int]:
+        gradients = torch.nan_to_num(gradients, nan=0.0, posinf=0.0, neginf=0.0)
+        gradients = unit(gradients)
+        for s in rows:
+            self.steps[s] += 1
+        times = torch.tensor([self.steps[s] for s in rows], dtype=self.costs.dtype, device=self.costs.device)
+        times = times.reshape(-1, *[1] * (self.costs.dim() - 1))
+        mean = self.mean[rows].lerp(gradients, 0.1)
+        square = self.square[rows].lerp(gradients.square(), 0.001)
+        self.mean[rows], self.square[rows] = mean, square
+        step = (mean / (1 - 0.9**times)) / ((square / (1 - 0.999**times)).sqrt() + 1e-8)
+        moved = unit(self.search.project(self.costs[rows] - self.settings.learning_rate * step))
+        self.costs[rows] = moved
+        still = ~moved.flatten(1).any(1)
+        if stuck_at_zero:
+            still |= ~gradients.flatten(1).any(1)
+        return [s for s, stop in zip(rows, still.tolist(), strict=True) if stop]
+
+    def _restart(self, s: int) -> None:
+        search, settings = self.search, self.settings
+        best = self.best[s][1]
+        if settings.polish is not None and best is not None:
+            search.polish(settings.polish, best)
+        if settings.restarts is not None and self.restarted >= settings.restarts:
+            self.phases[s] = "done"
+            if all(phase == "done" for phase in self.phases):
+                raise Exhausted("converged")
+            return
+        self.restarted += 1
+        self.stale = self.stale + 1 if search.memory.distinct == self.distinct else 0
+        self.distinct = search.memory.distinct
+        if self.stale >= STALE_RESTARTS:
+            raise Exhausted("converged")
+        self.costs[s] = self._fresh(s)
+        self.mean[s], self.square[s], self.steps[s] = 0.0, 0.0, 0
+        self.best[s], self.idle[s], self.visited[s] = (math.inf, None), 0, {}
+        # two of three descend quickly from where noise leads; the third follows the rule's gradient from there
+        self.phases[s] = "gradient" if self.score or self.restarted % 3 == 0 else "linearise"
+
+    def _fresh(self, s: int) -> Tensor:
+        """New costs for a start: the slope at one of the best solutions, disturbed; now and then pure noise."""
+        search, elite = self.search, self.search.memory.elite
+        draw = torch.rand(3, generator=search.generator, dtype=torch.float64, device=self.costs.device).tolist()
+        if not elite or draw[0] < 0.1:
+            return search.guess(self.costs[s])
+        entry = search.memory.entries[elite[int(draw[1] ** 2 * len(elite))]]  # the better, the more often
+        slope = entry.costs if self.score else search.gradient(entry)
+        slope = self.costs[s] if slope is None else slope
+        costs = search.disturbed(search.project(unit(slope[None])[0]), self.settings.noise * 10 ** (draw[2] - 0.75))
+        return costs if bool(costs.any()) else search.guess(self.costs[s])
