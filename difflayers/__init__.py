@@ -1,6 +1,18 @@
 """difflayers: differentiable combinatorial layers for PyTorch."""
 
-from . import diagnostics, distributions, estimators, losses, oracles, protocols, rules, schedules, sorting, subsets
+from . import (
+    diagnostics,
+    distributions,
+    estimators,
+    losses,
+    oracles,
+    protocols,
+    rules,
+    schedules,
+    sorting,
+    subsets,
+    surrogates,
+)
 from ._checks import debug
 from ._ops import build_info
 from .errors import Error, InfeasibleError, SolverError, SolverTimeout, UnsupportedOperationError
@@ -50,6 +62,7 @@ from .sorting import (
     swaps,
     topk,
 )
+from .surrogates import SurCo, SurCoPrior, SurCoResult
 
 __version__ = "0.1.0.dev0"
 
@@ -77,6 +90,9 @@ __all__ = [
     "Sparsemax",
     "StraightThrough",
     "StraightThroughBernoulli",
+    "SurCo",
+    "SurCoPrior",
+    "SurCoResult",
     "TopK",
     "TopKResult",
     "UnsupportedOperationError",
@@ -112,6 +128,7 @@ __all__ = [
     "straight_through",
     "straight_through_bernoulli",
     "subsets",
+    "surrogates",
     "swaps",
     "topk",
 ]

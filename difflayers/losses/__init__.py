@@ -2,5 +2,35 @@
 
 from ..sorting.losses import NDCGLoss, PermutationCrossEntropy, SpearmanLoss, permutation_cross_entropy
 from ..sorting.topk_cross_entropy import TopKCrossEntropy
+from ..surrogates import (
+    NCE,
+    CaVE,
+    ContrastiveMAP,
+    FenchelYoung,
+    ListwiseRanking,
+    MaximumOptimalityMargin,
+    PairwiseRanking,
+    PerturbationGradient,
+    PointwiseRanking,
+    SPOPlus,
+    StructuredSVM,
+)
 
-__all__ = ["NDCGLoss", "PermutationCrossEntropy", "SpearmanLoss", "TopKCrossEntropy", "permutation_cross_entropy"]
+__all__ = [
+    "NCE",
+    "CaVE",
+    "ContrastiveMAP",
+    "FenchelYoung",
+    "ListwiseRanking",
+    "MaximumOptimalityMargin",
+    "NDCGLoss",
+    "PairwiseRanking",
+    "PermutationCrossEntropy",
+    "PerturbationGradient",
+    "PointwiseRanking",
+    "SPOPlus",
+    "SpearmanLoss",
+    "StructuredSVM",
+    "TopKCrossEntropy",
+    "permutation_cross_entropy",
+]
