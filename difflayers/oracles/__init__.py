@@ -6,6 +6,7 @@ from .callable import FromCallable
 from .grid_path import GridShortestPath
 from .min_cost_flow import MinCostFlow
 from .permutation import Permutation
+from .pool import SolutionPool
 from .result import OracleResult, Status
 from .shortest_path import ShortestPath, grid_edges
 from .spanning_tree import MinimumSpanningTree
@@ -21,6 +22,7 @@ __all__ = [
     "OracleResult",
     "Permutation",
     "ShortestPath",
+    "SolutionPool",
     "Status",
     "TopK",
     "grid_edges",
