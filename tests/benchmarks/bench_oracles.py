@@ -40,7 +40,7 @@ def pyepo_model(n: int) -> Any:
 
 def spo_plus(oracle: Any) -> Callable[..., Tensor] | None:
     """Our SPO+ loss, where this version has it."""
-    kind = getattr(getattr(dl, "losses", None), "SPOPlus", None)
+    kind = getattr(dl.losses, "SPOPlus", None) or getattr(getattr(dl, "surrogates", None), "SPOPlus", None)
     return None if kind is None else kind(oracle)
 
 

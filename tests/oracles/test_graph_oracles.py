@@ -153,6 +153,21 @@ def test_acyclic_sources_may_lie_on_any_level():
     assert result.solutions[15].sum() == 0
 
 
+@pytest.mark.parametrize("kind", ["acyclic", "dijkstra", "bellman-ford"])
+def test_large_batches_are_solved_in_parts(kind, monkeypatch):
+    edges = random_edges(8, 30, 3, kind == "acyclic")
+    oracle = ShortestPath(edges, 0, 1, num_nodes=8, on_failure="nan", allow_negative=kind == "bellman-ford")
+    costs, sources = random(300, len(edges)), torch.arange(300) * 7 % 8
+    whole = oracle.with_parameters(source=sources).solve_batch(costs)
+    monkeypatch.setattr("difflayers.oracles.graph.DOUBLES_AT_ONCE", 7 * len(edges))
+    parts = oracle.with_parameters(source=sources).solve_batch(costs)
+    assert torch.equal(whole.status, parts.status)
+    assert torch.equal(whole.solutions.nan_to_num(), parts.solutions.nan_to_num())
+    for i in range(8):  # sources come round every 8 rows
+        alone = ShortestPath(edges, int(sources[i]), 1, num_nodes=8, on_failure="nan").solve_batch(costs[i::8])
+        torch.testing.assert_close(whole.objective[i::8], alone.objective, equal_nan=True)
+
+
 @pytest.mark.parametrize("scale", [1e-320, 1e308, 1.0])
 def test_costs_at_the_ends_of_the_floating_point_range(scale):
     edges = [(0, 1), (1, 2), (2, 3), (0, 3)] if scale < 1 else [(0, 1), (1, 2), (2, 3), (0, 2)]
