@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -466,6 +467,21 @@ def test_oracles_are_picklable_and_results_keep_the_dtype():
         assert oracle.solve(costs).dtype == torch.float32
         assert oracle.solve(costs[0]).shape == (24,)
         assert oracle.solve(costs[:0]).shape == (0, 24)
+
+
+@pytest.mark.parametrize(
+    ("module", "oracle"),
+    [
+        ("scipy.optimize", Assignment(3)),
+        ("scipy.sparse", MinimumSpanningTree([(0, 1)], 2)),
+        ("scipy.sparse", GridShortestPath((2, 2))),
+        ("ortools.graph.python.min_cost_flow", MinCostFlow([(0, 1)], [1], [1, -1], num_nodes=2)),
+    ],
+)
+def test_a_missing_solver_says_what_to_install(module, oracle, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"needs {module.split('.')[0]}; install it .*'difflayers\[solvers\]'"):
+        oracle.solve(torch.ones(2, *oracle.cost_shape))
 
 
 def test_time_limit_of_the_batch():
