@@ -149,10 +149,34 @@ def test_one_and_none(kind):
     assert kind(n=2).solve(torch.zeros(0, 2)).shape == (0, 2)
 
 
-def test_sparse_matrices():
+@pytest.mark.parametrize("kind", [LinearProgram, IntegerProgram])
+def test_sparse_matrices(kind):
     sparse = pytest.importorskip("scipy.sparse")
-    oracle = LinearProgram(sparse.csr_matrix([[1.0, 2.0]]), [4.0], bounds=(0, 3))
-    assert oracle.solve(torch.tensor([-1.0, -1.0])).tolist() == [3.0, 0.5]
+    random = np.random.default_rng(0)
+    matrix, equal = random.integers(0, 3, (4, 6)), np.array([[1, 0, 0, 0, 0, 1]])
+    costs = torch.from_numpy(random.normal(size=(4, 6)))
+    expected = kind(matrix, [7] * 4, equal, [2], (0, 3)).solve_batch(costs).objective
+    for other in (
+        kind(sparse.csr_matrix(matrix), [7] * 4, equal, [2], (0, 3)),
+        kind(matrix, [7] * 4, sparse.coo_array(equal), [2], (0, 3)),
+        kind(sparse.csc_matrix(np.concatenate([matrix, equal, -equal])), [7] * 4 + [2, -2], bounds=(0, 3)),
+    ):
+        assert not isinstance(other.constraints.matrix, np.ndarray)
+        assert torch.allclose(other.solve_batch(costs).objective, expected)
+        assert not other._is_feasible(np.full(6, 3.0), {})
+    with pytest.raises(ValueError, match="'A_ub' must be finite"):
+        kind(sparse.csr_matrix([[np.nan]]), [1.0])
+
+
+def test_large_sparse_programs():
+    """40,000 rows and columns, which would take 13 GB as a dense matrix."""
+    sparse = pytest.importorskip("scipy.sparse")
+    n = 40_000
+    chain = sparse.diags([np.ones(n), np.ones(n - 1)], [0, 1], format="csr")
+    cost = torch.from_numpy(-np.random.default_rng(0).random(n))
+    result = LinearProgram(chain, np.ones(n), bounds=(0, 1)).solve_batch(cost)
+    assert result.status == Status.OPTIMAL
+    assert result.objective < -n * 0.25
 
 
 def hard_program(time_limit):
