@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._cp_sat import Outcome
-from ._ortools import load, normalised, remaining, restored
+from ._ortools import interruptible, load, normalised, remaining, restored
 from .result import Status
 
 
@@ -43,8 +43,9 @@ class MixedIntegerModel:
         self.module, self.solver = module, module.Solver.CreateSolver(backend)
         if self.solver is None:
             raise RuntimeError(f"this build of OR-Tools has no solver {backend}")
-        if backend == "SAT":
-            self.solver.SetSolverSpecificParametersAsString("num_workers:1")
+        # SCIP's own handling of Ctrl-C would end one row and go on with the next
+        settings = {"SCIP": "misc/catchctrlc = FALSE", "SAT": "num_workers:1 catch_sigint_signal:false"}
+        self.solver.SetSolverSpecificParametersAsString(settings[backend])
         self.variables = [
             self.solver.Var(*edges, kind, "")
             for *edges, kind in zip(lower.tolist(), upper.tolist(), integer.tolist(), strict=True)
@@ -61,7 +62,7 @@ class MixedIntegerModel:
         self.objective = self.solver.Objective()
         self.objective.SetMinimization()
         self.costs = np.zeros(len(lower))
-        self.limited = False
+        self.limited, self.usable = False, True
         self.parameters = module.MPSolverParameters()
         # 1e-4 by default, which would call solutions optimal that are not
         self.parameters.SetDoubleParam(module.MPSolverParameters.RELATIVE_MIP_GAP, 0.0)
@@ -89,7 +90,9 @@ class MixedIntegerModel:
             self.objective.SetCoefficient(self.variables[j], float(scaled[j]))
         self.costs = scaled
         solver: Any = self.module.Solver
-        state = self.solver.Solve(self.parameters)
+        self.usable = False  # until it is back in good order: an interrupted solver stays interrupted
+        state = interruptible(lambda: self.solver.Solve(self.parameters), self.solver.InterruptSolve)
+        self.usable = state in (self.module.Solver.OPTIMAL, self.module.Solver.FEASIBLE, self.module.Solver.INFEASIBLE)
         if state in (solver.OPTIMAL, solver.FEASIBLE):
             values = np.array([variable.solution_value() for variable in self.variables], dtype=np.float64)
             if state == solver.OPTIMAL:

@@ -54,15 +54,11 @@ class PerThread:
         self._local = threading.local()
 
     def get(self, key: Any, build: Callable[[], Any]) -> Any:
-        """The value of this thread under key, built at first use."""
+        """The value of this thread under key, built at first use, and again when its attribute `usable` is False."""
         values = self._local.__dict__.setdefault("values", {})
-        if key not in values:
+        if key not in values or not getattr(values[key], "usable", True):
             values[key] = build()
         return values[key]
-
-    def drop(self, key: Any) -> None:
-        """Forgets the value of this thread, so that the next use builds it again."""
-        self._local.__dict__.get("values", {}).pop(key, None)
 
     def __reduce__(self) -> Any:
         return PerThread, ()
@@ -77,6 +73,35 @@ class PerThread:
 def remaining(deadline: float | None) -> float | None:
     """Seconds until the deadline, not negative; None without one."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def interruptible(solve: Callable[[], Any], interrupt: Callable[[], Any]) -> Any:
+    """Runs a solver that releases the interpreter's lock, so that Ctrl-C ends it.
+
+    Python acts on Ctrl-C when the main thread is back from the solver, so the main thread only waits here.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return solve()
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(solve())
+        except BaseException as error:  # raised again by the main thread
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        interrupt()
+        thread.join()
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def normalised(costs: np.ndarray) -> tuple[np.ndarray, int]:

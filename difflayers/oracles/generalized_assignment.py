@@ -120,8 +120,6 @@ class GeneralizedAssignment(Oracle):
         model = self._models.get("model", self._build)
         model.set_rows(self._shared_matrix() if "weights" not in instance else self._matrix(sizes), *self._sides(room))
         found = model.minimise(cost.ravel(), deadline)
-        if found.status == Status.FAILED:
-            self._models.drop("model")
         solution = None if found.values is None else np.rint(found.values).reshape(self.cost_shape) + 0.0
         if found.status == Status.FAILED or (solution is not None and not self._fits(solution, sizes, room)):
             sat = SatModel()

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import types
 from fractions import Fraction
 
 import numpy as np
@@ -150,9 +151,10 @@ def test_models_per_thread():
     assert len(set(built)) == 2
     assert copy.copy(models) is models
     assert pickle.loads(pickle.dumps(models)).get("a", build) == 3
-    models.drop("a")
-    models.drop("b")
-    assert models.get("a", build) == 4
+    broken = types.SimpleNamespace(usable=True)
+    assert models.get("b", lambda: broken) is broken
+    broken.usable = False
+    assert models.get("b", build) == 4
 
 
 def test_with_parameters_keeps_the_models():

@@ -1,6 +1,8 @@
 """Linear and integer programs against SciPy and enumeration."""
 
 import itertools
+import os
+import signal
 import threading
 import time
 
@@ -9,7 +11,8 @@ import pytest
 import torch
 
 from difflayers.errors import InfeasibleError
-from difflayers.oracles import IntegerProgram, LinearProgram, Status
+from difflayers.oracles import IntegerProgram, LinearProgram, MaxCut, Status
+from difflayers.oracles._ortools import interruptible
 
 from .enumeration import SCALES, assert_optimal, integer_points
 
@@ -204,6 +207,33 @@ def test_time_limit():
     assert oracle.solve_batch(torch.from_numpy(cost)).status == Status.TIMEOUT
     oracle.time_limit = 0.3
     assert oracle.solve_batch(torch.from_numpy(cost)).status == Status.FEASIBLE
+
+
+@pytest.mark.parametrize("kind", ["scip", "cp_sat", "glop"])
+def test_ctrl_c_ends_a_solve_and_is_not_swallowed(kind):
+    if kind == "scip":
+        oracle, cost = hard_program(20.0)
+    elif kind == "cp_sat":
+        oracle, cost = MaxCut(60, time_limit=20.0), np.random.default_rng(0).normal(size=60 * 59 // 2)
+    else:
+        random = np.random.default_rng(0)
+        oracle = LinearProgram(random.random((900, 1200)), np.ones(900), bounds=(0, 1), time_limit=20.0)
+        cost = -random.random(1200)
+    costs = torch.from_numpy(cost)
+    timer = threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGINT))
+    start = time.monotonic()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        oracle.solve_batch(costs.expand(1000, -1))
+    timer.join()
+    assert time.monotonic() - start < 10
+    oracle.time_limit = 0.5 if kind != "glop" else None
+    assert oracle.solve_batch(costs).status <= Status.FEASIBLE
+
+
+def test_errors_of_solvers_cross_the_thread():
+    with pytest.raises(ZeroDivisionError):
+        interruptible(lambda: 1 / 0, lambda: None)
 
 
 def test_threads_have_their_own_models():
