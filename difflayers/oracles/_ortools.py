@@ -185,6 +185,12 @@ def integer_sizes(sizes: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _integer_row(size: np.ndarray, limit: np.generic) -> tuple[list[int], int]:
+    for digits in range(7):  # fast where there are few, exactly as below
+        scaled = _times_power_of_ten(size, digits)
+        if scaled is not None:
+            common, total = int(np.gcd.reduce(scaled)) or 1, int(scaled.sum())
+            room = math.floor(_decimal(limit) * 10**digits) // common
+            return (scaled // common).tolist(), min(room, total // common)
     exact = [_decimal(entry) for entry in size]
     bound = _decimal(limit)
     denominator = math.lcm(*(entry.denominator for entry in exact), bound.denominator)
@@ -195,6 +201,20 @@ def _integer_row(size: np.ndarray, limit: np.generic) -> tuple[list[int], int]:
         shift = sum(row).bit_length() - 58
         row, room = [-(-entry >> shift) for entry in row], room >> shift
     return row, min(room, sum(row))
+
+
+def _times_power_of_ten(size: np.ndarray, digits: int) -> np.ndarray | None:
+    """The integers size times 10^digits, if there are such integers and their sum is below 2^53."""
+    power = 10.0**digits
+    largest = float(size.max(initial=0)) * power
+    if len(size) * largest >= 2**53:
+        return None
+    if size.dtype.kind == "f" and largest * float(np.finfo(size.dtype).eps) > 0.25:
+        return None  # several integers read as the same float, and the nearest need not be the shortest decimal
+    integers = np.rint(size.astype(np.float64) * power)
+    # division rounds correctly, so this is the float that the decimal reads as
+    same = ((integers / power).astype(size.dtype) == size).all()
+    return integers.astype(np.int64) if same else None
 
 
 def _decimal(value: np.generic) -> Fraction:

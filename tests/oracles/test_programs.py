@@ -196,28 +196,28 @@ def hard_program(time_limit):
 
 
 def test_time_limit():
-    oracle, cost = hard_program(0.3)
+    oracle, cost = hard_program(1.0)
     start = time.monotonic()
     result = oracle.solve_batch(torch.from_numpy(cost))
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 60  # without a limit it takes hours
     assert result.status == Status.FEASIBLE
     assert 0 <= result.bound.item() < result.objective.item()
     oracle, cost = hard_program(1e-9)
     oracle.on_failure = "nan"
     assert oracle.solve_batch(torch.from_numpy(cost)).status == Status.TIMEOUT
-    oracle.time_limit = 0.3
+    oracle.time_limit = 1.0
     assert oracle.solve_batch(torch.from_numpy(cost)).status == Status.FEASIBLE
 
 
 @pytest.mark.parametrize("kind", ["scip", "cp_sat", "glop"])
 def test_ctrl_c_ends_a_solve_and_is_not_swallowed(kind):
     if kind == "scip":
-        oracle, cost = hard_program(20.0)
+        oracle, cost = hard_program(600.0)
     elif kind == "cp_sat":
-        oracle, cost = MaxCut(60, time_limit=20.0), np.random.default_rng(0).normal(size=60 * 59 // 2)
+        oracle, cost = MaxCut(60, time_limit=600.0), np.random.default_rng(0).normal(size=60 * 59 // 2)
     else:
         random = np.random.default_rng(0)
-        oracle = LinearProgram(random.random((900, 1200)), np.ones(900), bounds=(0, 1), time_limit=20.0)
+        oracle = LinearProgram(random.random((900, 1200)), np.ones(900), bounds=(0, 1), time_limit=600.0)
         cost = -random.random(1200)
     costs = torch.from_numpy(cost)
     timer = threading.Timer(0.4, lambda: os.kill(os.getpid(), signal.SIGINT))
@@ -226,8 +226,8 @@ def test_ctrl_c_ends_a_solve_and_is_not_swallowed(kind):
     with pytest.raises(KeyboardInterrupt):
         oracle.solve_batch(costs.expand(1000, -1))
     timer.join()
-    assert time.monotonic() - start < 10
-    oracle.time_limit = 0.5 if kind != "glop" else None
+    assert time.monotonic() - start < 60  # all rows would take hours
+    oracle.time_limit = 60.0 if kind == "glop" else 1.0
     assert oracle.solve_batch(costs).status <= Status.FEASIBLE
 
 
