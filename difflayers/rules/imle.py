@@ -103,7 +103,7 @@ class IMLE(Rule):
 class _IMLE(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, costs: Tensor, noise: Tensor, oracle: Oracle, rule: IMLE) -> Tensor:
-        solutions = solve_invented(oracle, computable(costs) + noise)
+        solutions = solve_invented(oracle, computable(costs) + noise, remember=True)
         ctx.save_for_backward(costs, noise, solutions)
         ctx.oracle, ctx.rule = oracle, rule
         return solutions.mean(0).to(costs.dtype)
