@@ -32,8 +32,9 @@ class Rule:
             generator: for the rules that draw noise.
 
         Returns:
-            `[..., *cost_shape]` in the dtype of the costs. A row without a solution (on_failure="nan") is NaN and
-            passes no gradient; a row whose incoming gradient is not finite gets a gradient of NaN, no other row does.
+            `[..., *cost_shape]` in the dtype of the costs. A row without a solution (on_failure="nan"), or with a
+            sample without one, is NaN and passes no gradient; a row whose incoming gradient is not finite gets a
+            gradient of NaN, no other row does.
 
         Raises:
             UnsupportedOperationError: under torch.func, torch.compile(fullgraph=True) and torch.export.

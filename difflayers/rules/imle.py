@@ -48,8 +48,7 @@ class IMLE(Rule):
 
     References:
         Niepert, Minervini, Franceschi, "Implicit MLE: Backpropagating Through Discrete Exponential Family
-        Distributions", NeurIPS 2021, arXiv 2106.01798, Algorithm 1 and section 3.2 (noise); symmetric:
-        arXiv 2209.04862, section 3.
+        Distributions", NeurIPS 2021, arXiv 2106.01798, Algorithm 1; symmetric: arXiv 2209.04862.
 
     Example:
         >>> import torch, difflayers as dl

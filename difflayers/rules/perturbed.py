@@ -134,7 +134,7 @@ class PerturbedMultiplicative(Perturbed):
 
     References:
         Dalle, Baty, Bouvier, Parmentier, "Learning with Combinatorial Optimization Layers: a Probabilistic Approach",
-        2022, arXiv 2207.13513, section 3.2.2.
+        2022, arXiv 2207.13513 (multiplicative perturbation).
 
     Example:
         >>> import torch, difflayers as dl

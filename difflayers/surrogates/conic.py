@@ -28,7 +28,7 @@ class Report:
     """What one call learns about its rows; passed through cvxpylayers among the solver's arguments."""
 
     def __init__(self, workers: int, backward: str) -> None:
-        """Args: the number of threads; what to do where a row's derivative fails, "raise" or "nan"."""
+        """Args: the number of threads; "raise" or not where a row's derivative fails."""
         self.workers, self.backward = workers, backward
         self.status: list[Status] = []
         self.reasons: list[str] = []

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import _checks
 from ..errors import InfeasibleError, SolverError, UnsupportedOperationError
 from ..oracles import Status
+from ..oracles.base import ON_FAILURE
 
 __all__ = ["ConvexLayer"]
 
@@ -45,7 +46,9 @@ class ConvexLayer(nn.Module):
         tau: the length of LPGD's step, > 0: it should make the moved costs choose differently, so of the size of the
             costs over that of the incoming gradient.
         rho: LPGD's penalty for leaving the solution, >= 0.
-        on_failure: "raise" (once all rows are solved; the exception carries rows, status and solutions), or "nan".
+        on_failure: "raise" (once all rows are solved; the exception carries rows, status and solutions), "nan" (such
+            rows are NaN), or "previous" (the last solution for the same place in a batch of that shape; NaN when there
+            is none). Such rows pass no gradient.
         workers: threads that rows are solved on.
 
     Returns:
@@ -102,7 +105,8 @@ class ConvexLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.derivative = _checks.choice(self.name, "derivative", derivative, DERIVATIVES)
-        self.on_failure = _checks.choice(self.name, "on_failure", on_failure, ("raise", "nan"))
+        self.on_failure = _checks.choice(self.name, "on_failure", on_failure, ON_FAILURE)
+        self._previous: tuple[Tensor, ...] = ()
         self.workers = _checks.integer(self.name, "workers", workers, minimum=1)
         self.rho = _checks.number(self.name, "rho", rho, minimum=0.0)
         if (tau is None) == derivative.startswith("lpgd"):
@@ -156,6 +160,11 @@ class ConvexLayer(nn.Module):
         results = tuple(x.to(**like).reshape((*lead, *shape)) for x, shape in zip(solved, self.results, strict=True))
         if self.on_failure == "raise" and max(report.status) > Status.FEASIBLE:
             raise self._failure(report, lead, tuple(x.detach() for x in results))
+        if self.on_failure == "previous":
+            if [x.shape for x in results] == [x.shape for x in self._previous]:
+                before = [x.to(**like) for x in self._previous]
+                results = tuple(torch.where(x.isnan(), y, x) for x, y in zip(results, before, strict=True))
+            self._previous = tuple(x.detach().clone() for x in results)
         return results
 
     def _defaults(self, options: dict[str, Any]) -> dict[str, Any]:
@@ -222,10 +231,13 @@ class ConvexLayer(nn.Module):
         )
         return kind(message, failed, torch.tensor([int(s) for s in report.status]).reshape(lead), solutions)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_previous": ()}
+
     def __deepcopy__(self, memo: dict[int, Any]) -> ConvexLayer:
         new = type(self).__new__(type(self))
         memo[id(self)] = new
-        for key, value in self.__dict__.items():
+        for key, value in self.__getstate__().items():
             if key == "_layer":  # cvxpy's problems refuse to be copied; what is made of them never changes
                 layer = copy.copy(value[0])
                 layer.ctx = copy.copy(layer.ctx)  # a call notes its batch size there

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .. import _checks
 from ..errors import InfeasibleError, SolverError, SolverTimeout, UnsupportedOperationError
 from ..oracles import Status
+from ..oracles.base import ON_FAILURE
 from ..rules.base import Incoming, over_row
 
 __all__ = ["QuadraticProgram"]
@@ -40,7 +41,9 @@ class QuadraticProgram(nn.Module):
         time_limit: seconds for one row; None = no limit.
         warm_start: starts every row at the previous solution of its place in the batch: far fewer iterations while the
             costs change little. Results then depend on earlier calls, within the tolerance.
-        on_failure: "raise" (once all rows are solved; the exception carries rows, status and solutions), or "nan".
+        on_failure: "raise" (once all rows are solved; the exception carries rows, status and solutions), "nan" (such
+            rows are NaN), or "previous" (the last solution for the same place in a batch of as many rows; NaN when
+            there is none). Such rows pass no gradient.
 
     Returns:
         Of a call with costs `[..., n]`: solutions of that shape and dtype; computed in float64 on the host.
@@ -86,7 +89,7 @@ class QuadraticProgram(nn.Module):
         self.tolerance = _checks.number(NAME, "tolerance", tolerance, above=0.0)
         self.time_limit = None if time_limit is None else _checks.number(NAME, "time_limit", time_limit, above=0.0)
         self.warm_start = _checks.boolean(NAME, "warm_start", warm_start)
-        self.on_failure = _checks.choice(NAME, "on_failure", on_failure, ("raise", "nan"))
+        self.on_failure = _checks.choice(NAME, "on_failure", on_failure, ON_FAILURE)
         sizes = [np.shape(A)[1] for A in (A_ub, A_eq) if A is not None and len(np.shape(A)) == 2]
         mu = np.asarray(quadratic, dtype=np.float64)
         n = sizes[0] if sizes else (len(mu) if mu.ndim else np.shape(bounds)[0] if np.ndim(bounds) == 2 else 0)
@@ -105,6 +108,7 @@ class QuadraticProgram(nn.Module):
         self.lower = np.concatenate([np.full(len(blocks[0][1]), -np.inf), blocks[1][1]])
         self.low, self.high = _bounds(bounds, n)
         self._started: list[Any] = []
+        self._previous = np.zeros((0, n))
 
     def forward(self, costs: Tensor) -> Tensor:
         """The solutions; see the class."""
@@ -132,7 +136,7 @@ class QuadraticProgram(nn.Module):
         )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_started": []}
+        return {**self.__dict__, "_started": [], "_previous": np.zeros((0, self.n))}
 
     def solve_rows(self, costs: np.ndarray) -> tuple[np.ndarray, list[Status]]:
         """Solutions (NaN where there is none) and status of every row of costs (B, n)."""
@@ -185,6 +189,10 @@ class _QuadraticProgram(torch.autograd.Function):
         rows = costs.detach().cpu().double().reshape(math.prod(lead), layer.n).numpy()
         solutions, status = layer.solve_rows(rows)
         ctx.layer, ctx.rows = layer, solutions
+        if layer.on_failure == "previous":
+            if layer._previous.shape == solutions.shape:
+                solutions = np.where(np.isnan(solutions), layer._previous, solutions)
+            layer._previous = solutions
         result = torch.from_numpy(solutions).reshape(costs.shape).to(costs.device, costs.dtype)
         failed = [i for i, state in enumerate(status) if state > Status.FEASIBLE]
         if failed and layer.on_failure == "raise":

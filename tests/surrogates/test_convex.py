@@ -130,6 +130,20 @@ def test_rows_without_a_solution_are_nan_and_pass_no_gradient(method, train):
         torch.testing.assert_close(low.grad[[0, 2]], 2 * low.detach()[[0, 2]], rtol=0, atol=1e-2)
 
 
+def test_previous_solutions_take_the_place_of_missing_ones():
+    layer = ConvexLayer(*bounded_below(), on_failure="previous")
+    high = torch.ones(2)
+    assert layer(torch.tensor([[2.0, 0.0]]), high)[0].isnan().all()  # there is none yet
+    (first,) = layer(torch.tensor([[0.1, 0.2], [0.5, 0.5]]), high)
+    low = torch.tensor([[0.3, 0.3], [2.0, 0.0]], requires_grad=True)
+    (y,) = layer(low, high)
+    assert_identical(y[1].detach(), first[1])
+    y.sum().backward()
+    assert_identical(low.grad[1], torch.zeros(2))
+    assert low.grad[0].abs().min() > 0.9
+    assert copy.deepcopy(layer)(low, high)[0][1].isnan().all()  # copies start anew
+
+
 @pytest.mark.parametrize("method", ["CLARABEL", "SCS"])
 def test_unbounded_rows(method):
     x, c = cp.Variable(2), cp.Parameter(2)

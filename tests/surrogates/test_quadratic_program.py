@@ -111,6 +111,21 @@ def test_compile_breaks_the_graph():
         torch.compile(layer, backend="aot_eager", fullgraph=True)(x)
 
 
+def test_previous_solutions_take_the_place_of_missing_ones():
+    layer = QuadraticProgram(1.0, [[1.0, 1.0]], [-1.0], on_failure="previous")
+    assert layer(torch.ones(2, 2)).isnan().all()  # there is none yet
+    layer.upper[:] = 1.0
+    first = layer(-torch.rand(2, 2))
+    assert first.isfinite().all()
+    layer.upper[:] = -1.0  # a negative sum of nonnegative numbers
+    costs = torch.randn(2, 2, requires_grad=True)
+    y = layer(costs)
+    assert_identical(y.detach(), first)
+    y.sum().backward()
+    assert_identical(costs.grad, torch.zeros(2, 2))
+    assert copy.deepcopy(layer)(costs).isnan().all()  # copies start anew
+
+
 A, B = np.ones((1, 3)), [1.0]
 BAD = [
     (ValueError, "'quadratic' must be positive", lambda: QuadraticProgram(0.0, A, B)),
