@@ -107,8 +107,9 @@ class CaVE(DecisionLoss):
         projection = self.projection
         if self.solve_ratio < 1 and torch.rand(()).item() >= self.solve_ratio:
             projection = "average"
-        target = torch.from_numpy(self._targets(self._given.on_host(wanted), self._given.on_host(best), projection))
-        target = target.to(wanted)
+        on_host = self._given.on_host
+        target = self._targets(on_host("predicted_costs", wanted), on_host("true_solutions", best), projection)
+        target = torch.from_numpy(target).to(wanted)
         lengths = wanted.norm(dim=1), target.norm(dim=1)
         zero = (lengths[0] == 0) | (lengths[1] == 0)
         product = torch.where(zero, 1.0, lengths[0] * lengths[1])

@@ -150,7 +150,7 @@ class MaximumOptimalityMargin(DecisionLoss):
         """
         true = checked_costs(self.name, "true_costs", true_costs, self._given.cost_shape)
         supports = self._supports(companion(self.name, "true_solutions", true_solutions, true))
-        costs = np.pad(self._given.on_host(true), ((0, 0), (0, self._matrix.shape[1] - self._given.n)))
+        costs = np.pad(self._given.on_host("true_costs", true), ((0, 0), (0, self._matrix.shape[1] - self._given.n)))
         y, _ = _multipliers(self._matrix, costs, supports, 0.0)
         reduced = (costs - y @ self._matrix).clip(min=0.0)
         found = [self._tight_basis(*row) for row in zip(supports, reduced, strict=True)]
@@ -159,7 +159,7 @@ class MaximumOptimalityMargin(DecisionLoss):
 
     def _supports(self, solutions: Tensor) -> np.ndarray:
         """`[R, columns]`: which variables of the standard form are positive; raises where that is no vertex."""
-        x = self._given.on_host(solutions)
+        x = self._given.on_host("true_solutions", solutions)
         slack, above, below = self._given.slacks(x)
         scale = 1 + np.abs(x).max(1, initial=0.0, keepdims=True)
         supports = np.concatenate([above, slack, below[:, self._bounded]], 1) > TIGHT * scale
@@ -225,7 +225,8 @@ class MaximumOptimalityMargin(DecisionLoss):
 
     def _best(self, costs: Tensor, supports: np.ndarray) -> Tensor:
         """The loss of degenerate rows."""
-        host = costs.detach().to(device="cpu", dtype=torch.float64).numpy()
+        given = self._given.on_host("predicted_costs", costs[:, : self._given.n])
+        host = np.pad(given, ((0, 0), (0, costs.shape[1] - self._given.n)))  # slacks cost nothing
         _, moves = _multipliers(self._matrix, host, supports, self.margin)
         gain = torch.from_numpy(self.margin * (moves * ~supports).sum(1)).to(costs)
         return gain - (torch.from_numpy(moves).to(costs) * costs).sum(1)
