@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _checks
 from ..errors import SolverError
 from ._constraints import TIGHT, LinearConstraints, independent
-from ._loss import DecisionLoss, checked_costs, companion, eager_or_raise
+from ._loss import DecisionLoss, checked_costs, companion, eager_or_raise, on_host
 
 __all__ = ["MaximumOptimalityMargin"]
 
@@ -66,8 +66,8 @@ class MaximumOptimalityMargin(DecisionLoss):
         one call; 0.3 ms a row on a 5x5 grid).
 
     Transforms:
-        backward, DDP, checkpointing. torch.func, torch.compile(fullgraph=True) and torch.export raise
-        UnsupportedOperationError.
+        backward, DDP, checkpointing. torch.compile breaks the graph, and refuses with fullgraph=True; torch.func and
+        torch.export raise UnsupportedOperationError.
 
     References:
         Sun, Liu, Li, "Maximum Optimality Margin: A Unified Approach for Contextual Linear Programming and Inverse
@@ -118,6 +118,7 @@ class MaximumOptimalityMargin(DecisionLoss):
         self._matrix = A[independent(A.T, len(A))]  # flows and assignments repeat a constraint
         self._completed: dict[bytes, np.ndarray] = {}
 
+    @on_host
     def forward(self, predicted_costs: Tensor, true_solutions: Tensor, bases: Tensor | None = None) -> Tensor:
         """The loss of predicted costs."""
         eager_or_raise(self.name)
@@ -156,6 +157,12 @@ class MaximumOptimalityMargin(DecisionLoss):
         found = [self._tight_basis(*row) for row in zip(supports, reduced, strict=True)]
         lead = true.shape[: true.dim() - len(self._given.cost_shape)]
         return torch.from_numpy(np.array(found, dtype=np.int64)).reshape(*lead, len(self._matrix))
+
+    def extra_repr(self) -> str:
+        """The settings, as repr shows them."""
+        return (
+            f"n={self._given.n}, margin={self.margin:g}, degenerate={self.degenerate!r}, reduction={self.reduction!r}"
+        )
 
     def _supports(self, solutions: Tensor) -> np.ndarray:
         """`[R, columns]`: which variables of the standard form are positive; raises where that is no vertex."""
