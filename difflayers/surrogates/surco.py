@@ -176,7 +176,7 @@ class SurCo:
         bar = _bar(name) if _checks.boolean(name, "progress", progress) else None
         evaluated = Objective(name, objective, self.objective_gradient, self.on_nan)
         noise = _checks.generator(name, generator, like.device)
-        search = Search(self.oracle, evaluated, budget, Memory(self.memory), noise)
+        search = Search(self.oracle, evaluated, budget, Memory(self.memory), noise, like)
         descent = Descent(search, self.settings)
         history: list[SurCoRecord] = []
 
