@@ -27,11 +27,17 @@ class Assignment(Oracle):
 
     `with_parameters` takes `available`, bool `[..., n, n]`: the pairs that may be chosen in each row of the batch.
 
+    Returns:
+        Of `solve` with costs `[..., n, n]`: permutation matrices in that shape and dtype.
+
     Raises:
         TypeError, ValueError: n is not a non-negative integer.
 
     Cost:
         O(n^3) a row (SciPy's shortest augmenting paths), without Python's lock.
+
+    Transforms:
+        none by itself; gradients come from a rule, see `difflayers.SolverLayer`.
 
     References:
         Crouse, "On implementing 2D rectangular assignment algorithms", IEEE Transactions on Aerospace and Electronic

@@ -27,6 +27,9 @@ class GeneralizedAssignment(Oracle):
         capacities: `[bins]`, not negative.
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`.
 
+    Returns:
+        Of `solve` with costs `[..., items, bins]`: 1 where an item lies in a bin, else 0, in that shape and dtype.
+
     Raises:
         TypeError: weights or capacities are not numbers.
         ValueError: negative or non-finite entries, shapes that do not fit.

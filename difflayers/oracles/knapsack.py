@@ -56,6 +56,9 @@ class Knapsack(Oracle):
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`. A row whose time is up is
             FEASIBLE: it has the best selection found, in the worst case the empty one.
 
+    Returns:
+        Of `solve` with costs `[..., n]`: how often each item is taken, in that shape and dtype.
+
     Raises:
         TypeError: weights, capacity or upper are not numbers.
         ValueError: negative or non-finite entries, shapes that do not fit, "dynamic_program" with several constraints
