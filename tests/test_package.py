@@ -145,6 +145,32 @@ def test_import_loads_nothing_heavy():
     assert not new & heavy
 
 
+WITHOUT_SOLVERS = """
+import sys, torch
+sys.modules["ortools"] = sys.modules["scipy"] = sys.modules["scipy.optimize"] = None
+import difflayers as dl
+program = dl.oracles.LinearProgram(A_ub=[[1.0, 1.0]], b_ub=[1.0], on_failure="nan")
+flow = dl.oracles.MinCostFlow([(0, 1)], [1], [1, -1], num_nodes=2, on_failure="nan")
+needy = [program, flow, dl.oracles.Assignment(3, on_failure="nan"), dl.oracles.TravelingSalesman(14, on_failure="nan")]
+needy += [dl.oracles.MaxCut(15, on_failure="nan"), dl.oracles.MinimumSpanningTree([(0, 1)], 2, on_failure="nan")]
+for oracle in needy:
+    try:
+        oracle.solve(torch.rand(2, *oracle.cost_shape))
+    except ImportError as error:
+        assert "pip install 'difflayers[solvers]'" in str(error), error
+    else:
+        raise AssertionError(oracle.name)
+path = dl.oracles.ShortestPath([(0, 1), (1, 2), (0, 2)], 0, 2, num_nodes=3)
+for oracle in (path, dl.oracles.TopK(3, 1), dl.oracles.Permutation(3)):
+    oracle.solve(torch.rand(2, 3))
+"""
+
+
+def test_solvers_that_are_missing_are_an_error_and_no_failed_row():
+    done = run(WITHOUT_SOLVERS)
+    assert done.returncode == 0, done.stderr
+
+
 WITHOUT_KERNELS = """
 import importlib.util, sys, warnings
 find = importlib.util.find_spec

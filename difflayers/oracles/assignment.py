@@ -17,7 +17,7 @@ __all__ = ["Assignment"]
 class Assignment(Oracle):
     r"""The cheapest assignment of n tasks to n agents: solutions are permutation matrices.
 
-    $$y(C) = \arg\min \Big\{ \sum_{ij} C_{ij} y_{ij} : y \in \{0, 1\}^{n \times n},\ y 1 = 1,\ y^\top 1 = 1 \Big\};$$
+    $$y(C) = \arg\min \{ \sum_{ij} C_{ij} y_{ij} : y \in \{0, 1\}^{n \times n},\ y 1 = 1,\ y^\top 1 = 1 \};$$
 
     row i is agent i, column j task j.
 

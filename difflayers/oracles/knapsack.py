@@ -170,6 +170,8 @@ class Knapsack(Oracle):
                     group = tables.setdefault(key, (items, [], []))
                     group[1].append(i)
                     group[2].append(room)
+            except ImportError:  # a solver that is not installed is no row's fault
+                raise
             except Exception as error:  # one bad row must not lose the others
                 rows[i] = Row(None, Status.FAILED, reason=f"{type(error).__name__}: {error}")
         for items, indices, rooms in tables.values():  # rows of the same weights go through one table

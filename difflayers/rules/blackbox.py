@@ -36,7 +36,7 @@ class Blackbox(Rule):
         TypeError, ValueError: lam is not a positive number; unknown side.
 
     Cost:
-        No further solve forward; one a row backward, two with "both", in one batch. Rows without a gradient cost none.
+        No further solve forward; one a row backward, two with "both", in one batch.
 
     Transforms:
         backward; see `SolverLayer`. The second derivative raises.
