@@ -20,10 +20,13 @@ MODULES = {
     "difflayers.distributions": dl.distributions,
     "difflayers.estimators": dl.estimators,
     "difflayers.losses": dl.losses,
+    "difflayers.oracles": dl.oracles,
     "difflayers.protocols": dl.protocols,
+    "difflayers.rules": dl.rules,
     "difflayers.schedules": dl.schedules,
     "difflayers.sorting": dl.sorting,
     "difflayers.subsets": dl.subsets,
+    "difflayers.surrogates": dl.surrogates,
     "difflayers.swaps": dl.swaps,
 }
 
@@ -71,7 +74,19 @@ CHOOSING = [getattr(where, name) for where in (dl.estimators, dl.subsets, dl.dis
 CHOOSING += [dl.diagnostics.compare]
 
 
-@pytest.mark.parametrize("thing", SORTING + CHOOSING, ids=lambda thing: f"{thing.__module__}.{thing.__name__}")
+# bases, results and errors describe their attributes instead
+NO_SECTIONS = {"Oracle", "OracleResult", "Status", "Rule", "solve_invented"}
+NO_SECTIONS |= {"ObjectiveError", "PriorRecord", "SurCoRecord", "SurCoResult"}
+OPTIMISING = [
+    getattr(where, name)
+    for where in (dl.oracles, dl.rules, dl.surrogates)
+    for name in where.__all__
+    if name not in NO_SECTIONS and name not in dl.losses.__all__
+]
+FULL = SORTING + CHOOSING + OPTIMISING
+
+
+@pytest.mark.parametrize("thing", FULL, ids=lambda thing: f"{thing.__module__}.{thing.__name__}")
 def test_docstring_sections(thing):
     text = inspect.getdoc(thing)
     for section in ("Args:", "Returns:", "Raises:", "Example:"):
@@ -126,7 +141,34 @@ def test_import_loads_nothing_heavy():
     new = {name.partition(".")[0] for name in done.stdout.split()}
     assert "difflayers" in new
     heavy = {"scipy", "ortools", "matplotlib", "sklearn", "triton", "pandas", "cvxpy", "cvxpylayers", "tqdm", "PIL"}
+    heavy |= {"highspy", "networkx", "dask", "distributed"}
     assert not new & heavy
+
+
+WITHOUT_SOLVERS = """
+import sys, torch
+sys.modules["ortools"] = sys.modules["scipy"] = sys.modules["scipy.optimize"] = None
+import difflayers as dl
+program = dl.oracles.LinearProgram(A_ub=[[1.0, 1.0]], b_ub=[1.0], on_failure="nan")
+flow = dl.oracles.MinCostFlow([(0, 1)], [1], [1, -1], num_nodes=2, on_failure="nan")
+needy = [program, flow, dl.oracles.Assignment(3, on_failure="nan"), dl.oracles.TravelingSalesman(14, on_failure="nan")]
+needy += [dl.oracles.MaxCut(15, on_failure="nan"), dl.oracles.MinimumSpanningTree([(0, 1)], 2, on_failure="nan")]
+for oracle in needy:
+    try:
+        oracle.solve(torch.rand(2, *oracle.cost_shape))
+    except ImportError as error:
+        assert "pip install 'difflayers[solvers]'" in str(error), error
+    else:
+        raise AssertionError(oracle.name)
+path = dl.oracles.ShortestPath([(0, 1), (1, 2), (0, 2)], 0, 2, num_nodes=3)
+for oracle in (path, dl.oracles.TopK(3, 1), dl.oracles.Permutation(3)):
+    oracle.solve(torch.rand(2, 3))
+"""
+
+
+def test_solvers_that_are_missing_are_an_error_and_no_failed_row():
+    done = run(WITHOUT_SOLVERS)
+    assert done.returncode == 0, done.stderr
 
 
 WITHOUT_KERNELS = """

@@ -17,7 +17,7 @@ __all__ = ["Assignment"]
 class Assignment(Oracle):
     r"""The cheapest assignment of n tasks to n agents: solutions are permutation matrices.
 
-    $$y(C) = \arg\min \Big\{ \sum_{ij} C_{ij} y_{ij} : y \in \{0, 1\}^{n \times n},\ y 1 = 1,\ y^\top 1 = 1 \Big\};$$
+    $$y(C) = \arg\min \{ \sum_{ij} C_{ij} y_{ij} : y \in \{0, 1\}^{n \times n},\ y 1 = 1,\ y^\top 1 = 1 \};$$
 
     row i is agent i, column j task j.
 
@@ -27,11 +27,17 @@ class Assignment(Oracle):
 
     `with_parameters` takes `available`, bool `[..., n, n]`: the pairs that may be chosen in each row of the batch.
 
+    Returns:
+        Of `solve` with costs `[..., n, n]`: permutation matrices in that shape and dtype.
+
     Raises:
         TypeError, ValueError: n is not a non-negative integer.
 
     Cost:
         O(n^3) a row (SciPy's shortest augmenting paths), without Python's lock.
+
+    Transforms:
+        none by itself; gradients come from a rule, see `difflayers.SolverLayer`.
 
     References:
         Crouse, "On implementing 2D rectangular assignment algorithms", IEEE Transactions on Aerospace and Electronic

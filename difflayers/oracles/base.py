@@ -95,6 +95,8 @@ class Oracle(ABC):
                 row = self._solve_row(cost, instance, deadline)
                 if row.solution is not None and not self._is_feasible(row.solution, instance):
                     row = Row(None, Status.FAILED, reason="the solver returned an infeasible solution")
+            except ImportError:  # a solver that is not installed is no row's fault
+                raise
             except Exception as error:  # one bad row must not lose the others
                 row = Row(None, Status.FAILED, reason=f"{type(error).__name__}: {error}")
             rows.append(row)

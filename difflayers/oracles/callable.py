@@ -29,6 +29,20 @@ class FromCallable(Oracle):
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`. The time limit is not imposed
             on f. With processes, f must be picklable.
 
+    Returns:
+        Of `solve` with costs `[..., *cost_shape]`: what f returns, in that shape and dtype.
+
+    Raises:
+        TypeError: f is not callable.
+        ValueError: an unknown cost_domain, a negative size; of solve with batched=True, when f returns another shape.
+        What f raises for a row makes that row FAILED, None makes it INFEASIBLE; with batched=True it passes as it is.
+
+    Cost:
+        One call of f a row, or a batch with batched=True.
+
+    Transforms:
+        none by itself; gradients come from a rule, see `difflayers.SolverLayer`.
+
     Example:
         >>> import numpy as np, torch, difflayers as dl
         >>> cheapest = dl.oracles.FromCallable(lambda cost: np.eye(len(cost))[cost.argmin()], (3,))

@@ -28,6 +28,9 @@ class GeneralizedAssignment(Oracle):
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`. A row whose time is up before
             anything was found gets a greedy assignment, if one fits.
 
+    Returns:
+        Of `solve` with costs `[..., items, bins]`: 1 where an item lies in a bin, else 0, in that shape and dtype.
+
     Raises:
         TypeError: weights or capacities are not numbers.
         ValueError: negative or non-finite entries, shapes that do not fit.

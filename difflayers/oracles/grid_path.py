@@ -33,12 +33,18 @@ class GridShortestPath(Oracle):
 
     `with_parameters` further takes `available`, bool `[..., rows, columns]`: the cells that exist in each row.
 
+    Returns:
+        Of `solve` with costs `[..., rows, columns]`: 1 in the cells of the path, else 0, in that shape and dtype.
+
     Raises:
         TypeError, ValueError: a shape, cell or number of neighbours that is out of range.
         ValueError: of solve, when a cost is negative (a cycle would never end).
 
     Cost:
         Dijkstra's algorithm: O(cells log cells) a row.
+
+    Transforms:
+        none by itself; gradients come from a rule, see `difflayers.SolverLayer`.
 
     References:
         Vlastelica, Paulus, Musil, Martius, Rolínek, "Differentiation of Blackbox Combinatorial Solvers", ICLR 2020,

@@ -29,6 +29,9 @@ class IndependentSet(Oracle):
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`. A row whose time is up is
             FEASIBLE: it has the best set found, in the worst case a greedy one.
 
+    Returns:
+        Of `solve` with costs `[..., num_nodes]`: 1 for the nodes of the set, else 0, in that shape and dtype.
+
     Raises:
         TypeError: edges are not integers.
         ValueError: edges of another shape, nodes out of range, an edge from a node to itself.

@@ -39,6 +39,9 @@ class IntegerProgram(Oracle):
         method: "scip", or "cp_sat" (integers only, all with finite bounds).
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`.
 
+    Returns:
+        Of `solve` with costs `[..., n]`: x, in that shape and dtype.
+
     Raises:
         TypeError: an argument that is not of numbers.
         ValueError: shapes that do not fit, NaN, bounds that are no pairs, "cp_sat" with continuous or unbounded

@@ -56,6 +56,9 @@ class Knapsack(Oracle):
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`. A row whose time is up is
             FEASIBLE: it has the best selection found, in the worst case the empty one.
 
+    Returns:
+        Of `solve` with costs `[..., n]`: how often each item is taken, in that shape and dtype.
+
     Raises:
         TypeError: weights, capacity or upper are not numbers.
         ValueError: negative or non-finite entries, shapes that do not fit, "dynamic_program" with several constraints
@@ -167,6 +170,8 @@ class Knapsack(Oracle):
                     group = tables.setdefault(key, (items, [], []))
                     group[1].append(i)
                     group[2].append(room)
+            except ImportError:  # a solver that is not installed is no row's fault
+                raise
             except Exception as error:  # one bad row must not lose the others
                 rows[i] = Row(None, Status.FAILED, reason=f"{type(error).__name__}: {error}")
         for items, indices, rooms in tables.values():  # rows of the same weights go through one table

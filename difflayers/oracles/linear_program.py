@@ -40,6 +40,9 @@ class LinearProgram(Oracle):
             optimal and feasible only to 1e-6, hence FEASIBLE, and no vertices).
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`.
 
+    Returns:
+        Of `solve` with costs `[..., n]`: x, in that shape and dtype.
+
     Raises:
         TypeError: an argument that is not of numbers.
         ValueError: shapes that do not fit, NaN, bounds that are no pairs.

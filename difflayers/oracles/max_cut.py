@@ -33,6 +33,10 @@ class MaxCut(Oracle):
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`. A row whose time is up is
             FEASIBLE: it has the best cut found, in the worst case one that local search found.
 
+    Returns:
+        Of `solve` with costs `[..., E]`, E = n (n - 1) / 2 in lexicographic order for a complete graph: 1 for the edges
+        of the cut, else 0, in that shape and dtype.
+
     Raises:
         TypeError: neither an integer nor edges of integers.
         ValueError: edges of another shape, nodes out of range, an edge from a node to itself.

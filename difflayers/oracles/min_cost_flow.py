@@ -41,12 +41,18 @@ class MinCostFlow(Oracle):
     a power of two row by row; where bits are lost so that the objective could differ by more than float64's own
     rounding, the status is FEASIBLE, and the bound says by how much.
 
+    Returns:
+        Of `solve` with costs `[..., E]`: the flow on every edge, in that shape and dtype.
+
     Raises:
         TypeError: edges are not integers.
         ValueError: a node, capacity or supply that is out of range; amounts that do not fit into 64-bit integers.
 
     Cost:
         OR-Tools' SimpleMinCostFlow, one row at a time, holding Python's lock: workers are processes.
+
+    Transforms:
+        none by itself; gradients come from a rule, see `difflayers.SolverLayer`.
 
     References:
         Goldberg, "An Efficient Implementation of a Scaling Minimum-Cost Flow Algorithm", Journal of Algorithms 22(1),

@@ -25,11 +25,17 @@ class Permutation(Oracle):
         n: number of items.
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`.
 
+    Returns:
+        Of `solve` with costs `[..., n]`: ranks from 1, in that shape and dtype.
+
     Raises:
         TypeError, ValueError: n is not a non-negative integer.
 
     Cost:
         O(n log n) a row: one sort of the whole batch.
+
+    Transforms:
+        none by itself; gradients come from a rule, see `difflayers.SolverLayer`.
 
     Example:
         >>> import torch, difflayers as dl

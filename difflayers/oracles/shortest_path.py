@@ -38,6 +38,9 @@ class ShortestPath(Oracle):
 
     `with_parameters` further takes `available`, bool `[..., E]`: the edges that exist in each row.
 
+    Returns:
+        Of `solve` with costs `[..., E]`: 1 for the edges of the path, else 0, in that shape and dtype.
+
     Raises:
         TypeError: edges or nodes are not integers.
         ValueError: a node that is out of range; a shape that does not fit.
@@ -45,6 +48,9 @@ class ShortestPath(Oracle):
     Cost:
         E operations a row (acyclic), E log N (Dijkstra), E times the length of the path (Bellman-Ford, E N at worst).
         A target that cannot be reached gives an INFEASIBLE row.
+
+    Transforms:
+        none by itself; gradients come from a rule, see `difflayers.SolverLayer`.
 
     Example:
         >>> import torch, difflayers as dl
@@ -125,6 +131,15 @@ def grid_edges(rows: int, columns: int) -> Tensor:
 
     Returns:
         int64 `[E, 2]`, E = rows (columns - 1) + (rows - 1) columns.
+
+    Raises:
+        TypeError, ValueError: rows or columns is not a positive integer.
+
+    Cost:
+        One entry an edge.
+
+    Transforms:
+        none: it is of integers.
 
     Example:
         >>> import difflayers as dl

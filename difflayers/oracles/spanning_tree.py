@@ -25,6 +25,9 @@ class MinimumSpanningTree(Oracle):
 
     `with_parameters` takes `available`, bool `[..., E]`: the edges that exist in each row.
 
+    Returns:
+        Of `solve` with costs `[..., E]`: 1 for the edges of the tree, else 0, in that shape and dtype.
+
     Raises:
         TypeError: edges are not integers.
         ValueError: a node that is out of range; a shape that does not fit.
@@ -32,6 +35,9 @@ class MinimumSpanningTree(Oracle):
     Cost:
         O(E log E) a row: one sort of the whole batch, then SciPy's Kruskal on the disjoint union of the rows' graphs.
         A graph that does not hang together gives INFEASIBLE rows.
+
+    Transforms:
+        none by itself; gradients come from a rule, see `difflayers.SolverLayer`.
 
     Example:
         >>> import torch, difflayers as dl

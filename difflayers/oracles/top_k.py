@@ -21,6 +21,18 @@ class TopK(Oracle):
         k: in [0, n]; may differ between rows through `with_parameters(k=...)`.
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`.
 
+    Returns:
+        Of `solve` with costs `[..., n]`: k ones and zeros, in that shape and dtype. Of equal costs the first are taken.
+
+    Raises:
+        TypeError, ValueError: n is not a non-negative integer, k not one in [0, n].
+
+    Cost:
+        O(n log n) a row.
+
+    Transforms:
+        none by itself; gradients come from a rule, see `difflayers.SolverLayer`.
+
     Example:
         >>> import torch, difflayers as dl
         >>> dl.oracles.TopK(4, 2).solve(torch.tensor([3.0, 1.0, 2.0, 5.0]))

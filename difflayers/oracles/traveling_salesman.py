@@ -35,6 +35,10 @@ class TravelingSalesman(Oracle):
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`. With "exact" a row whose time
             is up is FEASIBLE: it has the best tour found.
 
+    Returns:
+        Of `solve` with costs `[..., n (n - 1) / 2]` of the edges 01, 02, ..., 12, ...: 1 for the edges of the tour,
+        else 0, in that shape and dtype.
+
     Raises:
         ValueError: n is negative, an unknown method.
 

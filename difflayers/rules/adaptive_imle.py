@@ -32,6 +32,10 @@ class AdaptiveIMLE(IMLE):
         target: t.
         k, sigma, samples, terms, symmetric: see `IMLE`.
 
+    Returns:
+        Of a call with an oracle and costs `[..., *cost_shape]`: the mean of the samples' solutions, in that
+        shape and dtype.
+
     Raises:
         TypeError, ValueError: arguments out of range.
 

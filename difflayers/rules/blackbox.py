@@ -29,8 +29,17 @@ class Blackbox(Rule):
         lam: the interpolation's length $\lambda > 0$: the moved costs should change some decisions.
         side: which one-sided difference.
 
+    Returns:
+        Of a call with an oracle and costs `[..., *cost_shape]`: the solutions, in that shape and dtype.
+
     Raises:
         TypeError, ValueError: lam is not a positive number; unknown side.
+
+    Cost:
+        No further solve forward; one a row backward, two with "both", in one batch.
+
+    Transforms:
+        backward; see `SolverLayer`. The second derivative raises.
 
     References:
         Vlastelica, Paulus, Musil, Martius, Rolínek, "Differentiation of Blackbox Combinatorial Solvers", ICLR 2020,

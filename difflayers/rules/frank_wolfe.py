@@ -34,6 +34,9 @@ class FrankWolfe(Rule):
         tolerance: of the duality gap, relative to its terms.
         max_iterations: the most steps; the point is then the nearest of the hull so far.
 
+    Returns:
+        Of a call with an oracle and costs `[..., *cost_shape]`: x(c), in that shape and dtype.
+
     Raises:
         TypeError, ValueError: arguments out of range.
 

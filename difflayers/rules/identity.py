@@ -35,6 +35,9 @@ class Identity(Rule):
         projection: P. At costs where it has no derivative (all zero; for "both", all equal) the gradient is not
             divided by the norm, so that training can leave such a point.
 
+    Returns:
+        Of a call with an oracle and costs `[..., *cost_shape]`: the solutions, in that shape and dtype.
+
     Raises:
         TypeError, ValueError: unknown projection.
 

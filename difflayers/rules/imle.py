@@ -37,6 +37,10 @@ class IMLE(Rule):
         symmetric: takes the difference of the solutions at $\pm \lambda g$, divided by $2\lambda$; less biased, and M
             more solves a row.
 
+    Returns:
+        Of a call with an oracle and costs `[..., *cost_shape]`: the mean of the samples' solutions, in that
+        shape and dtype.
+
     Raises:
         TypeError, ValueError: arguments out of range.
 

@@ -42,6 +42,9 @@ class LPGD(Rule):
             negative costs.
         side: see above.
 
+    Returns:
+        Of a call with an oracle and costs `[..., *cost_shape]`: the solutions, in that shape and dtype.
+
     Raises:
         TypeError, ValueError: arguments out of range; rho > 0 with an oracle of nonnegative costs.
 

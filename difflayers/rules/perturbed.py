@@ -39,6 +39,10 @@ class Perturbed(Rule):
         antithetic: draws the noise in pairs z, -z (Gaussian, an even number of samples). A control variate cancels
             within a pair, so it has no further effect.
 
+    Returns:
+        Of a call with an oracle and costs `[..., *cost_shape]`: the mean of the samples' solutions, in that
+        shape and dtype.
+
     Raises:
         TypeError, ValueError: arguments out of range; control_variate=True with one sample.
 
@@ -125,6 +129,10 @@ class PerturbedMultiplicative(Perturbed):
     Args:
         sigma: the size of the noise relative to the costs.
         samples, control_variate, antithetic: see `Perturbed`.
+
+    Returns:
+        Of a call with an oracle and costs `[..., *cost_shape]`: the mean of the samples' solutions, in that
+        shape and dtype.
 
     Raises:
         As `Perturbed`.

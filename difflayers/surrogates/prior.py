@@ -57,11 +57,17 @@ class SurCoPrior:
             and no rule), or a function `(solutions[B, *cost_shape], instance) -> gradients` of that shape.
         noise, samples: of "score", as in `SurCo`.
 
+    Returns:
+        Of `fit`: the history, with the network trained in place; of `solve`: a `SurCoResult`.
+
     Raises:
         TypeError, ValueError: unsuitable arguments.
 
     Cost:
         One solve forward and those of the rule backward, per instance and epoch; and one to measure.
+
+    Transforms:
+        none: `fit` runs the backward passes itself; the network may be any module.
 
     References:
         Ferber, Huang, Zha, Schubert, Steiner, Dilkina, Tian, "SurCo: Learning Linear Surrogates for Combinatorial

@@ -77,6 +77,9 @@ def normalized_regret(
     Cost:
         As `regret`.
 
+    Transforms:
+        As `regret`.
+
     Example:
         >>> import torch, difflayers as dl
         >>> truth, predicted = torch.tensor([1.0, 2.0, 4.0]), torch.tensor([1.0, 0.0, 4.0])
@@ -120,6 +123,9 @@ def unambiguous_regret(
 
     Cost:
         Three solves a row, two when the objective is given.
+
+    Transforms:
+        As `regret`.
 
     References:
         Elmachtoub, Grigas, "Smart 'Predict, then Optimize'", Management Science 2022, arXiv 1710.08005, Definition 2.

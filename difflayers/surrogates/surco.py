@@ -59,11 +59,17 @@ class SurCo:
         on_nan: "raise" (`ObjectiveError`, which carries the solution and the result so far) or "skip" (counted in the
             history), where f or its gradient is NaN. +inf is a value like any other.
 
+    Returns:
+        Of `solve`: a `SurCoResult`, whose solution is feasible and the best of all that were seen.
+
     Raises:
         TypeError, ValueError: unsuitable arguments.
 
     Cost:
         One oracle call a start and iteration while linearising; while following a gradient, those of the rule.
+
+    Transforms:
+        none: a search, whose result has no gradient. The objective may use any operation.
 
     References:
         Ferber, Huang, Zha, Schubert, Steiner, Dilkina, Tian, "SurCo: Learning Linear Surrogates for Combinatorial
