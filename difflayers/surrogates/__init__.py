@@ -21,13 +21,13 @@ from .structured_svm import StructuredSVM
 from .surco import SurCo
 
 __all__ = [
+    "NCE",
     "CaVE",
     "ContrastiveMAP",
     "ConvexLayer",
     "FenchelYoung",
     "ListwiseRanking",
     "MaximumOptimalityMargin",
-    "NCE",
     "ObjectiveError",
     "PairwiseRanking",
     "PerturbationGradient",
