@@ -40,7 +40,7 @@ class Region:
 
     Attributes:
         anchor: the solution; None = the next one is taken whatever its value.
-        key: of the anchor.
+        key: of the anchor; without one, of a solution that the start is to get away from.
         pull: what it costs to leave the anchor, relative to costs of unit scale.
         loose: the largest pull that still led to something worse.
         tight: the smallest pull that led nowhere.
@@ -55,7 +55,7 @@ class Region:
     def after(self, key: bytes, entry: Entry) -> Region | None:
         """The next region, when this one led to an entry; None when no pull leads to anything better."""
         if self.anchor is None:
-            return Region(entry, key)
+            return None if key == self.key else Region(entry, key)
         if entry.value < self.anchor.value:
             return Region(entry, key, self.pull / 4 if self.pull > 4 * LEAST_PULL else 0.0)
         binary = bool(((self.anchor.solution == 0) | (self.anchor.solution == 1)).all())
@@ -91,6 +91,7 @@ class Descent:
         self.restarted = self.stale = self.distinct = 0
         self.costs = self.mean = self.square = torch.empty(0)
         self.steps = [0] * count
+        self.polished: set[bytes] = set()
 
     def begin(self, like: Tensor, start: Tensor | None, costs: Tensor | None) -> None:
         """Evaluates the start, or solves the first guess, and linearises there."""
@@ -164,12 +165,12 @@ class Descent:
         search.flush()
         for s, key, solution in zip(rows, names, solutions, strict=True):
             entry = None if key is None else search.memory.entries.get(key)
-            if entry is None:
+            if key is None or entry is None:
                 stuck.append(s)
                 continue
             self._saw(s, entry.value, solution)
             region = self.regions[s].after(key, entry)
-            if region is None:
+            if region is None or region.anchor is None:
                 stuck.append(s)
                 continue
             self.regions[s] = region
@@ -257,7 +258,10 @@ class Descent:
         search, settings = self.search, self.settings
         best = self.best[s][1]
         if settings.polish is not None and best is not None:
-            search.polish(settings.polish, best)
+            (key,) = keys(best[None])
+            if key not in self.polished:
+                self.polished.add(key)
+                search.polish(settings.polish, best)
         if settings.restarts is not None and self.restarted >= settings.restarts:
             self.phases[s] = "done"
             if all(phase == "done" for phase in self.phases):
@@ -268,24 +272,24 @@ class Descent:
         self.distinct = search.memory.distinct
         if self.stale >= STALE_RESTARTS:
             raise Exhausted("converged")
-        self.costs[s] = self._fresh(s)
+        self.costs[s], away = self._fresh(s)
         self.mean[s], self.square[s], self.steps[s] = 0.0, 0.0, 0
-        self.best[s], self.idle[s], self.regions[s] = (math.inf, None), 0, Region()
+        self.best[s], self.idle[s], self.regions[s] = (math.inf, None), 0, Region(key=away)
         # two of three descend quickly from where noise leads; the third follows the rule's gradient from there
         self.phases[s] = "gradient" if self.score or self.restarted % 3 == 0 else "linearise"
 
-    def _fresh(self, s: int) -> Tensor:
+    def _fresh(self, s: int) -> tuple[Tensor, bytes | None]:
         """New costs for a start: a linear model at one of the best solutions, disturbed; now and then pure noise."""
         search, elite = self.search, self.search.memory.elite
         draw = torch.rand(4, generator=search.generator, dtype=torch.float64, device=self.costs.device).tolist()
         if not elite or draw[0] < 0.1:
-            return search.guess(self.costs[s])
-        entry = search.memory.entries[elite[int(draw[1] ** 2 * len(elite))]]  # the better, the more often
+            return search.guess(self.costs[s]), None
+        key = elite[int(draw[1] ** 2 * len(elite))]  # the better, the more often
+        entry = search.memory.entries[key]
         slope = entry.costs if self.score else search.gradient(entry)
         slope = self.costs[s] if slope is None else unit(slope[None])[0]
-        scale = self.settings.noise * 10 ** (draw[2] - 0.75)
-        moved = search.disturbed(search.project(slope), scale)
-        # how far this leads depends on the problem: hence pulls from none to strong
-        pull = 0.0 if self.score or draw[3] < 0.3 else scale * 10 ** (2 * draw[3] - 1.3)
-        costs = self._model(Region(entry, pull=pull), moved)
-        return costs if bool(costs.any()) else search.guess(self.costs[s])
+        scale = self.settings.noise * 10 ** (1.2 * draw[2] - 0.6)
+        # how far noise leads depends on the problem: hence pulls towards the old solution from none to strong
+        pull = 0.0 if self.score or draw[3] < 0.15 else scale * 10 ** (1.2 * draw[3] - 0.7)
+        costs = self._model(Region(entry, key, pull), search.disturbed(search.project(slope), scale))
+        return (costs, key) if bool(costs.any()) else (search.guess(self.costs[s]), None)
