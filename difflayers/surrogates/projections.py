@@ -264,4 +264,5 @@ def _capped(x: Tensor, total: float, upper: float) -> Tensor:
 def _level(x: Tensor, free: Tensor, full: Tensor, total: float, upper: float) -> Tensor:
     """The t at which the free entries make up what the full ones leave of the total."""
     count = free.sum(-1, keepdim=True).clamp(min=1)
-    return (torch.where(free, x, 0.0).sum(-1, keepdim=True) + upper * full.sum(-1, keepdim=True) - total) / count
+    taken = upper * full.sum(-1, keepdim=True).to(x.dtype)  # an integer times a Python number would be float32
+    return (torch.where(free, x, 0.0).sum(-1, keepdim=True) + taken - total) / count
