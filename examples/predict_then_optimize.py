@@ -34,7 +34,7 @@ try:
 except ImportError as error:
     sys.exit(f"predict_then_optimize.py: {error}; run: pip install 'difflayers[examples]'")
 
-SIDE, FEATURES = 5, 5
+SIDE, FEATURES, BASELINE = 5, 5, "least squares"
 
 
 class Roads:
@@ -119,7 +119,7 @@ def losses(roads: Roads, days: Days) -> dict[str, tuple[str, Loss]]:
     margin = surrogates.MaximumOptimalityMargin(**constraints, margin=0.1)
     cone = surrogates.CaVE(**constraints, bounds=(0, 1))
     return {
-        "least squares": ("costs", lambda c, day: (c - day.costs).square().mean()),
+        BASELINE: ("costs", lambda c, day: (c - day.costs).square().mean()),
         "SPO+": ("costs", lambda c, day: spo(c, day.costs, day.routes, day.durations)),
         "perturbation gradient": ("costs", lambda c, day: central(c, day.costs)),
         "pointwise ranking": ("costs", lambda c, day: point(c, day.costs)),
@@ -128,7 +128,7 @@ def losses(roads: Roads, days: Days) -> dict[str, tuple[str, Loss]]:
         "contrastive MAP": ("costs", lambda c, day: hardest(c, day.routes, day.costs)),
         "contrastive NCE": ("routes", lambda c, day: contrast(c, day.routes)),
         "Fenchel-Young": ("routes", lambda c, day: perturbed(c, day.routes)),
-        "Fenchel-Young, times": ("routes", lambda c, day: multiplied(c, day.routes)),
+        "Fenchel-Young, multipl.": ("routes", lambda c, day: multiplied(c, day.routes)),
         "structured SVM": ("routes", lambda c, day: machine(c, day.routes)),
         "optimality margin": ("routes", lambda c, day: margin(c, day.routes)),
         "CaVE": ("routes", lambda c, day: cone(c, day.routes)),
@@ -173,36 +173,30 @@ class Result(NamedTuple):
     name: str
     needs: str
     regrets: list[float]
-    seconds: float
 
-    @property
-    def mean(self) -> float:
-        return statistics.fmean(self.regrets)
 
-    @property
-    def error(self) -> float:
-        """Half the width of the 95 % interval of the mean."""
-        count = len(self.regrets)
-        return 1.96 * statistics.stdev(self.regrets) / math.sqrt(count) if count > 1 else 0.0
+def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """The mean, and half the width of its 95 % interval."""
+    count = len(values)
+    return statistics.fmean(values), 1.96 * statistics.stdev(values) / math.sqrt(count) if count > 1 else 0.0
 
 
 def draw(results: list[Result], options: Namespace, path: Path) -> None:
-    """Mean regrets with their error bands, the best on top."""
+    """Mean regrets with their error bands, the best on top; the untrained model would not fit on the page."""
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes = figure.subplots()
-    ordered = sorted(results, key=lambda result: result.mean)
-    colours = {"costs": "#0969da", "routes": "#bf8700", "": "#8c959f"}
+    ordered = sorted((result for result in results if result.needs), key=lambda result: mean_and_error(result.regrets))
+    colours = {"costs": "#0969da", "routes": "#bf8700"}
     for needs, label in (("costs", "learns from travel times"), ("routes", "learns from routes alone")):
         axes.barh(0, 0, color=colours[needs], label=label)
     names = [result.name for result in ordered]
-    means, errors = [result.mean for result in ordered], [result.error for result in ordered]
-    plain = [result.name in ("untrained", "least squares") for result in ordered]
+    means, errors = zip(*(mean_and_error(result.regrets) for result in ordered), strict=True)
     bars = axes.barh(names, means, xerr=errors, color=[colours[result.needs] for result in ordered], capsize=3)
-    for bar, baseline in zip(bars, plain, strict=True):
-        bar.set_hatch("//" if baseline else "")
+    for bar, name in zip(bars, names, strict=True):
+        bar.set_hatch("//" if name == BASELINE else "")
     axes.invert_yaxis()
     axes.set(xlabel=f"regret on unseen days, % (degree {options.degree}, noise {options.noise:g})")
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="upper right", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
 
@@ -239,7 +233,7 @@ def run(options: Namespace) -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     print(f"{SIDE}x{SIDE} grid, degree {options.degree}, noise {options.noise:g}, {options.days} days to learn from, ")
     print(f"{options.seeds} seeds. Ctrl-C ends the trainings early.\n")
-    print(f"{'':24}{'learns from':>12}{'regret %':>10}{'+-':>7}{'seconds':>9}", flush=True)
+    print(f"{'':24}{'learns from':>12}{'regret %':>10}{'+-':>7}{'gain':>9}{'+-':>7}{'seconds':>9}", flush=True)
     data = []
     for seed in range(options.seed, options.seed + options.seeds):
         days = synthetic(options.days + 1000, options.degree, options.noise, roads, seed)
@@ -255,17 +249,24 @@ def run(options: Namespace) -> None:
                 needs, loss = losses(roads, training)[name]
                 train(model, loss, training, options, name)
             regrets.append(regret(model, test, roads))
-        result = Result(name, needs, regrets, time.perf_counter() - begun)
-        results.append(result)
-        print(f"{name:24}{needs:>12}{result.mean:>10.2f}{result.error:>7.2f}{result.seconds:>9.1f}", flush=True)
+        results.append(Result(name, needs, regrets))
+        mean, error = mean_and_error(regrets)
+        print(f"{name:24}{needs:>12}{mean:>10.2f}{error:>7.2f}", end="")
+        before = [base - own for other in results if other.name == BASELINE != name
+                  for base, own in zip(other.regrets, regrets, strict=True)]  # fmt: skip
+        gain = "{:>9.2f}{:>7.2f}".format(*mean_and_error(before)) if before else ""
+        print(f"{gain:16}{time.perf_counter() - begun:9.1f}", flush=True)
 
     with suppress(KeyboardInterrupt):
         for name in ["untrained", *options.losses]:
             attempt(name)
     if not results:
         raise KeyboardInterrupt
+    print("\nThe gain is on least squares, seed by seed; +- are halves of 95 % intervals.")
+    if len(results) == 1:  # the untrained model alone
+        return
     draw(results, options, options.out / "predict_then_optimize.png")
-    print(f"\nWrote {options.out / 'predict_then_optimize.png'} ({time.perf_counter() - started:.0f} s).")
+    print(f"Wrote {options.out / 'predict_then_optimize.png'} ({time.perf_counter() - started:.0f} s).")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

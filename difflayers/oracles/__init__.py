@@ -12,6 +12,7 @@ from .linear_program import LinearProgram
 from .max_cut import MaxCut
 from .min_cost_flow import MinCostFlow
 from .permutation import Permutation
+from .pool import SolutionPool
 from .result import OracleResult, Status
 from .shortest_path import ShortestPath, grid_edges
 from .spanning_tree import MinimumSpanningTree
@@ -35,6 +36,7 @@ __all__ = [
     "OracleResult",
     "Permutation",
     "ShortestPath",
+    "SolutionPool",
     "Status",
     "TopK",
     "TravelingSalesman",

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._ortools import integer_costs, load, remaining, restored
+from ._ortools import integer_costs, interruptible, load, remaining, restored
 from .result import Status
 
 
@@ -32,7 +32,8 @@ class SatModel:
         self.solver = self.cp.CpSolver()
         self.solver.parameters.num_workers = 1
         self.solver.parameters.linearization_level = 2  # circuits and cuts: three times faster than the default
-        self.solver.parameters.catch_sigint_signal = False  # else Ctrl-C would end one row and go on with the next
+        # CP-SAT's own handling of Ctrl-C would end one row and go on with the next
+        self.solver.parameters.catch_sigint_signal = False
 
     def booleans(self, count: int) -> list[Any]:
         """New variables in {0, 1}."""
@@ -73,7 +74,7 @@ class SatModel:
                 self.model.add_hint(variable, round(value))
         self.model.minimize(self.cp.LinearExpr.weighted_sum(variables, integers.tolist()))
         self.solver.parameters.max_time_in_seconds = math.inf if seconds is None else seconds
-        status = self.solver.solve(self.model)
+        status = interruptible(lambda: self.solver.solve(self.model), self.solver.stop_search)
         if status == self.cp.INFEASIBLE:
             return Outcome(Status.INFEASIBLE, None, math.inf)
         bound = restored(self.solver.best_objective_bound - error, exponent)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ._cp_sat import Outcome
-from ._ortools import load, normalised, remaining, restored
+from ._ortools import interruptible, load, normalised, remaining, restored
 from .result import Status
 
 
@@ -21,7 +21,7 @@ class MixedIntegerModel:
     def __init__(
         self,
         backend: str,
-        matrix: np.ndarray,
+        matrix: Any,
         low: np.ndarray,
         high: np.ndarray,
         lower: np.ndarray,
@@ -32,7 +32,7 @@ class MixedIntegerModel:
 
         Args:
             backend: "SCIP" or "SAT".
-            matrix: (rows, n).
+            matrix: (rows, n), dense or of scipy.sparse.
             low: (rows,), may be -inf.
             high: (rows,), may be inf.
             lower: (n,), may be -inf.
@@ -43,25 +43,32 @@ class MixedIntegerModel:
         self.module, self.solver = module, module.Solver.CreateSolver(backend)
         if self.solver is None:
             raise RuntimeError(f"this build of OR-Tools has no solver {backend}")
-        if backend == "SAT":
-            self.solver.SetSolverSpecificParametersAsString("num_workers:1")
+        # SCIP's own handling of Ctrl-C would end one row and go on with the next
+        settings = {"SCIP": "misc/catchctrlc = FALSE", "SAT": "num_workers:1 catch_sigint_signal:false"}
+        self.solver.SetSolverSpecificParametersAsString(settings[backend])
         self.variables = [
             self.solver.Var(*edges, kind, "")
             for *edges, kind in zip(lower.tolist(), upper.tolist(), integer.tolist(), strict=True)
         ]
-        self.matrix, self.low, self.high = np.zeros(matrix.shape), low.copy(), high.copy()
+        self.matrix, self.low, self.high = matrix, low.copy(), high.copy()
         self.rows = [self.solver.Constraint(*edges) for edges in zip(low.tolist(), high.tolist(), strict=True)]
+        if isinstance(matrix, np.ndarray):
+            where, entries = np.nonzero(matrix), matrix[np.nonzero(matrix)]
+        else:
+            coordinates = matrix.tocoo()
+            where, entries = (coordinates.row, coordinates.col), coordinates.data
+        for i, j, entry in zip(where[0].tolist(), where[1].tolist(), entries.tolist(), strict=True):
+            self.rows[i].SetCoefficient(self.variables[j], entry)
         self.objective = self.solver.Objective()
         self.objective.SetMinimization()
         self.costs = np.zeros(len(lower))
-        self.limited = False
+        self.limited, self.usable = False, True
         self.parameters = module.MPSolverParameters()
         # 1e-4 by default, which would call solutions optimal that are not
         self.parameters.SetDoubleParam(module.MPSolverParameters.RELATIVE_MIP_GAP, 0.0)
-        self.set_rows(matrix, low, high)
 
-    def set_rows(self, matrix: np.ndarray, low: np.ndarray, high: np.ndarray) -> None:
-        """Changes coefficients and bounds of rows where they differ."""
+    def set_rows(self, matrix: Any, low: np.ndarray, high: np.ndarray) -> None:
+        """Changes coefficients (of dense matrices) and bounds of rows where they differ."""
         if matrix is not self.matrix:
             for i, j in np.argwhere(matrix != self.matrix).tolist():
                 self.rows[i].SetCoefficient(self.variables[j], float(matrix[i, j]))
@@ -83,7 +90,9 @@ class MixedIntegerModel:
             self.objective.SetCoefficient(self.variables[j], float(scaled[j]))
         self.costs = scaled
         solver: Any = self.module.Solver
-        state = self.solver.Solve(self.parameters)
+        self.usable = False  # until it is back in good order: an interrupted solver stays interrupted
+        state = interruptible(lambda: self.solver.Solve(self.parameters), self.solver.InterruptSolve)
+        self.usable = state in (self.module.Solver.OPTIMAL, self.module.Solver.FEASIBLE, self.module.Solver.INFEASIBLE)
         if state in (solver.OPTIMAL, solver.FEASIBLE):
             values = np.array([variable.solution_value() for variable in self.variables], dtype=np.float64)
             if state == solver.OPTIMAL:

@@ -54,15 +54,11 @@ class PerThread:
         self._local = threading.local()
 
     def get(self, key: Any, build: Callable[[], Any]) -> Any:
-        """The value of this thread under key, built at first use."""
+        """The value of this thread under key, built at first use, and again when its attribute `usable` is False."""
         values = self._local.__dict__.setdefault("values", {})
-        if key not in values:
+        if key not in values or not getattr(values[key], "usable", True):
             values[key] = build()
         return values[key]
-
-    def drop(self, key: Any) -> None:
-        """Forgets the value of this thread, so that the next use builds it again."""
-        self._local.__dict__.get("values", {}).pop(key, None)
 
     def __reduce__(self) -> Any:
         return PerThread, ()
@@ -77,6 +73,35 @@ class PerThread:
 def remaining(deadline: float | None) -> float | None:
     """Seconds until the deadline, not negative; None without one."""
     return None if deadline is None else max(0.0, deadline - time.monotonic())
+
+
+def interruptible(solve: Callable[[], Any], interrupt: Callable[[], Any]) -> Any:
+    """Runs a solver that releases the interpreter's lock, so that Ctrl-C ends it.
+
+    Python acts on Ctrl-C when the main thread is back from the solver, so the main thread only waits here.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return solve()
+    results: list[Any] = []
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            results.append(solve())
+        except BaseException as error:  # raised again by the main thread
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        interrupt()
+        thread.join()
+        raise
+    if errors:
+        raise errors[0]
+    return results[0]
 
 
 def normalised(costs: np.ndarray) -> tuple[np.ndarray, int]:
@@ -160,6 +185,12 @@ def integer_sizes(sizes: np.ndarray, room: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _integer_row(size: np.ndarray, limit: np.generic) -> tuple[list[int], int]:
+    for digits in range(7):  # fast where there are few, exactly as below
+        scaled = _times_power_of_ten(size, digits)
+        if scaled is not None:
+            common, total = int(np.gcd.reduce(scaled)) or 1, int(scaled.sum())
+            room = math.floor(_decimal(limit) * 10**digits) // common
+            return (scaled // common).tolist(), min(room, total // common)
     exact = [_decimal(entry) for entry in size]
     bound = _decimal(limit)
     denominator = math.lcm(*(entry.denominator for entry in exact), bound.denominator)
@@ -170,6 +201,20 @@ def _integer_row(size: np.ndarray, limit: np.generic) -> tuple[list[int], int]:
         shift = sum(row).bit_length() - 58
         row, room = [-(-entry >> shift) for entry in row], room >> shift
     return row, min(room, sum(row))
+
+
+def _times_power_of_ten(size: np.ndarray, digits: int) -> np.ndarray | None:
+    """The integers size times 10^digits, if there are such integers and their sum is below 2^53."""
+    power = 10.0**digits
+    largest = float(size.max(initial=0)) * power
+    if len(size) * largest >= 2**53:
+        return None
+    if size.dtype.kind == "f" and largest * float(np.finfo(size.dtype).eps) > 0.25:
+        return None  # several integers read as the same float, and the nearest need not be the shortest decimal
+    integers = np.rint(size.astype(np.float64) * power)
+    # division rounds correctly, so this is the float that the decimal reads as
+    same = ((integers / power).astype(size.dtype) == size).all()
+    return integers.astype(np.int64) if same else None
 
 
 def _decimal(value: np.generic) -> Fraction:

@@ -43,20 +43,20 @@ class LinearConstraints:
         self.A_ub, self.b_ub = self._part("ub", given["A_ub"], b_ub)
         self.A_eq, self.b_eq = self._part("eq", given["A_eq"], b_eq)
         self.lower, self.upper = self._bounds(bounds)
-        self.matrix = np.concatenate([self.A_ub, self.A_eq])
-        self.magnitudes = np.abs(self.matrix)
+        self.matrix = _stack(self.A_ub, self.A_eq)
+        self.magnitudes = abs(self.matrix)
 
-    def _part(self, kind: str, matrix: np.ndarray | None, right: Any) -> tuple[np.ndarray, np.ndarray]:
+    def _part(self, kind: str, matrix: Any, right: Any) -> tuple[Any, np.ndarray]:
         if (matrix is None) != (right is None):
             missing, there = ("b", "A") if right is None else ("A", "b")
             raise ValueError(f"{self.name}: argument '{missing}_{kind}' is missing, '{there}_{kind}' was given")
         if matrix is None:
             return np.zeros((0, self.n)), np.zeros(0)
         values = array(self.name, f"b_{kind}", right).astype(np.float64)
-        if values.shape != (len(matrix),):
+        if values.shape != matrix.shape[:1]:
             raise ValueError(
-                f"{self.name}: argument 'b_{kind}' must have shape ({len(matrix)},), one for each row of A_{kind}, got "
-                f"{values.shape}"
+                f"{self.name}: argument 'b_{kind}' must have shape {matrix.shape[:1]}, one for each row of A_{kind}, "
+                f"got {values.shape}"
             )
         return matrix, values
 
@@ -104,15 +104,26 @@ class LinearConstraints:
         return {"b_ub": self.b_ub.shape, "b_eq": self.b_eq.shape}
 
 
-def _matrix(name: str, what: str, value: Any) -> np.ndarray | None:
+def _matrix(name: str, what: str, value: Any) -> Any:
+    """A float64 matrix, dense or of scipy.sparse as it came; None stays."""
     if value is None:
         return None
-    if hasattr(value, "toarray"):  # of scipy.sparse
-        value = value.toarray()
-    matrix = array(name, what, value).astype(np.float64)
+    if hasattr(value, "tocsr"):  # of scipy.sparse
+        matrix = value.tocsr().astype(np.float64)
+        array(name, what, matrix.data)
+    else:
+        matrix = array(name, what, value).astype(np.float64)
     if matrix.ndim != 2:
         raise ValueError(f"{name}: argument '{what}' must have shape (rows, n), got {matrix.shape}")
     return matrix
+
+
+def _stack(above: Any, below: Any) -> Any:
+    if isinstance(above, np.ndarray) and isinstance(below, np.ndarray):
+        return np.concatenate([above, below])
+    from scipy.sparse import csr_matrix, vstack  # there, as one of them is of it
+
+    return csr_matrix(vstack([csr_matrix(above), csr_matrix(below)]))
 
 
 def _is_sequence_of_pairs(bounds: Any) -> bool:

@@ -70,6 +70,10 @@ class Assignment(Oracle):
     def _check_parameters(self) -> None:
         checked_mask(self.name, "available", self.parameters["available"])
 
+    def _solve_rows(self, costs: np.ndarray, instances: list[Instance], time_limit: float | None) -> list[Row]:
+        solver_module(self.name, "scipy.optimize")  # missing, it is an error of its own and not one of each row
+        return super()._solve_rows(costs, instances, time_limit)
+
     def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
         match = solver_module(self.name, "scipy.optimize").linear_sum_assignment
         available = instance.get("available")

@@ -25,7 +25,8 @@ class GeneralizedAssignment(Oracle):
         weights: `[items]`, or `[items, bins]` where they depend on the bin; not negative. Floats are read as the
             decimals they print as, as in `Knapsack`.
         capacities: `[bins]`, not negative.
-        settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`.
+        settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`. A row whose time is up before
+            anything was found gets a greedy assignment, if one fits.
 
     Returns:
         Of `solve` with costs `[..., items, bins]`: 1 where an item lies in a bin, else 0, in that shape and dtype.
@@ -123,8 +124,6 @@ class GeneralizedAssignment(Oracle):
         model = self._models.get("model", self._build)
         model.set_rows(self._shared_matrix() if "weights" not in instance else self._matrix(sizes), *self._sides(room))
         found = model.minimise(cost.ravel(), deadline)
-        if found.status == Status.FAILED:
-            self._models.drop("model")
         solution = None if found.values is None else np.rint(found.values).reshape(self.cost_shape) + 0.0
         if found.status == Status.FAILED or (solution is not None and not self._fits(solution, sizes, room)):
             sat = SatModel()
@@ -135,9 +134,28 @@ class GeneralizedAssignment(Oracle):
                 sat.model.add(sat.weighted_sum(chosen[j::bins], sizes[j]) <= int(room[j]))
             found = sat.minimise(chosen, cost.ravel(), deadline=deadline)
             solution = None if found.values is None else found.values.reshape(self.cost_shape)
+        if solution is None and found.status == Status.TIMEOUT:
+            solution = self._greedy(cost, sizes, room)
+            return Row(solution, found.status if solution is None else Status.FEASIBLE)
         if solution is not None and not self._fits(solution, sizes, room):
             return Row(None, Status.FAILED, reason="the solver returned an infeasible solution")
         return Row(solution, found.status, found.bound, found.reason)
+
+    def _greedy(self, cost: np.ndarray, sizes: np.ndarray, room: np.ndarray) -> np.ndarray | None:
+        """The largest item first, each to the cheapest bin that has room; else to where it leaves most."""
+        for by_cost in (True, False):
+            left, solution = room.copy(), np.zeros(self.cost_shape)
+            for item in np.argsort(-sizes.min(axis=0), kind="stable"):
+                fits = sizes[:, item] <= left
+                if not fits.any():
+                    break
+                price = cost[item] if by_cost else sizes[:, item] / np.maximum(left, 1)
+                chosen = int(np.where(fits, price, np.inf).argmin())
+                solution[item, chosen] = 1.0
+                left[chosen] -= sizes[chosen, item]
+            else:
+                return solution
+        return None
 
     def _shared_matrix(self) -> np.ndarray:
         return self._models.get("matrix", lambda: self._matrix(self._shared[0]))

@@ -241,8 +241,14 @@ class Graph:
     ) -> Paths:
         nodes, size, columns = self.num_nodes, len(costs), np.arange(len(costs))
         # a negative cycle that leads nowhere near the target does not matter
-        useful = np.stack([self._useful(c, int(s), int(t)) for c, s, t in zip(costs, sources, targets, strict=True)])
-        costs = np.where(useful, costs, np.inf)
+        useful: dict[tuple[int, int, bytes], np.ndarray] = {}
+        costs = costs.copy()
+        for row, (source, target) in enumerate(zip(sources.tolist(), targets.tolist(), strict=True)):
+            present = np.isfinite(costs[row])
+            key = (source, target, present.tobytes())
+            if key not in useful:
+                useful[key] = self._useful(present, source, target)
+            costs[row, ~useful[key]] = np.inf
         order = np.argsort(self.heads, kind="stable")
         entered, starts = np.unique(self.heads[order], return_index=True)
         counts = np.diff(np.append(starts, len(order)))
@@ -278,9 +284,8 @@ class Graph:
         rows, edges = _follow(lambda node, row: parent[node, row], tails, sources, targets, good)
         return Paths(rows, order[edges], {**self._unreachable(good, sources, targets), **failures})
 
-    def _useful(self, cost: np.ndarray, source: int, target: int) -> np.ndarray:
-        """Which edges lie on a walk from source to target."""
-        present = np.isfinite(cost)
+    def _useful(self, present: np.ndarray, source: int, target: int) -> np.ndarray:
+        """Which of the present edges lie on a walk from source to target."""
         reached = self._reach(self.tails[present], self.heads[present], source)
         reaching = self._reach(self.heads[present], self.tails[present], target)
         return present & reached[self.tails] & reaching[self.heads]

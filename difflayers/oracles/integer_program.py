@@ -136,8 +136,6 @@ class IntegerProgram(Oracle):
             # solvers mix the two up, and feasibility does not depend on the costs
             feasible = model.minimise(np.zeros(problem.n), deadline)
             found = Outcome(Status.UNBOUNDED, None, -np.inf) if feasible.values is not None else feasible
-        if found.status == Status.FAILED:
-            self._models.drop(self.method)
         if found.values is None:
             return Row(None, found.status, reason=found.reason)
         solution = np.where(self.integer, np.rint(found.values), found.values)

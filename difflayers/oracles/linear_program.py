@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import _checks
 from ._cp_sat import Outcome
-from ._ortools import PerThread, load, normalised, remaining
+from ._ortools import PerThread, interruptible, load, normalised, remaining
 from ._rows import LinearConstraints
 from .base import Instance, Oracle
 from .result import Row, Status
@@ -139,6 +139,8 @@ class _Model:
         self.model.fill_model_from_sparse_data(
             problem.lower, problem.upper, np.zeros(problem.n), self.low, self.high, sparse.csr_matrix(problem.matrix)
         )
+        self.usable = True
+        self.small = problem.n + len(self.low) <= 500
         self.columns = np.arange(problem.n).tolist()
         self.solver = self.module.ModelSolverHelper(method)
         self.solver.enable_output(False)
@@ -157,7 +159,12 @@ class _Model:
         self.model.clear_objective()  # the next line leaves coefficients as they were where the new ones are zero
         self.model.set_objective_coefficients(self.columns, scaled.tolist())
         self.solver.set_time_limit_in_seconds(LONG if seconds is None else seconds)
-        self.solver.solve(self.model)
+        if self.small:  # over before anyone presses Ctrl-C, and a thread takes as long
+            self.solver.solve(self.model)
+        else:
+            self.usable = False  # until it is back: an interrupted solver stays interrupted
+            interruptible(lambda: self.solver.solve(self.model), self.solver.interrupt_solve)
+            self.usable = True
         status, kinds = self.solver.status(), self.module.SolveStatus
         if status in (kinds.OPTIMAL, kinds.FEASIBLE) and self.solver.has_solution():
             values = np.array(self.solver.variable_values(), dtype=np.float64)

@@ -115,6 +115,12 @@ class MinCostFlow(Oracle):
                 f"into 64-bit integers; round them, or lower capacities to what can flow at most"
             )
 
+    def _solve_rows(self, costs: np.ndarray, instances: list[Instance], time_limit: float | None) -> list[Row]:
+        solver_module(
+            self.name, "ortools.graph.python.min_cost_flow"
+        )  # missing, it is an error of its own and not one of each row
+        return super()._solve_rows(costs, instances, time_limit)
+
     def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
         capacities = np.asarray(instance.get("capacities", self.capacities), dtype=np.float64)
         supplies = np.asarray(instance.get("supplies", self.supplies), dtype=np.float64)

@@ -44,7 +44,7 @@ class TravelingSalesman(Oracle):
 
     Cost:
         Up to 12 nodes a dynamic program for the whole batch, 0.3 ms a row; beyond, one search with CP-SAT a row: 20
-        nodes take about 20 ms, 50 some seconds.
+        nodes take about 20 ms, 50 about a second.
 
     Transforms:
         none by itself; gradients come from a rule, see `difflayers.SolverLayer`.

@@ -46,7 +46,7 @@ class VehicleRouting(Oracle):
         ValueError: negative or non-finite entries, shapes that do not fit.
 
     Cost:
-        One search with CP-SAT a row: ten nodes take tens of milliseconds, twenty seconds or minutes; set a
+        One search with CP-SAT a row: ten nodes take a tenth of a second, thirteen a second, more nodes much more; set a
         time_limit there.
 
     Transforms:

@@ -44,7 +44,7 @@ class AdaptiveIMLE(IMLE):
 
     References:
         Minervini, Franceschi, Niepert, "Adaptive Perturbation-Based Gradient Estimation for Discrete Latent Variable
-        Models", AAAI 2023, arXiv 2209.04862, Algorithm 1.
+        Models", AAAI 2023, arXiv 2209.04862.
 
     Example:
         >>> import torch, difflayers as dl

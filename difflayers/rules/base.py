@@ -32,8 +32,9 @@ class Rule:
             generator: for the rules that draw noise.
 
         Returns:
-            `[..., *cost_shape]` in the dtype of the costs. A row without a solution (on_failure="nan") is NaN and
-            passes no gradient; a row whose incoming gradient is not finite gets a gradient of NaN, no other row does.
+            `[..., *cost_shape]` in the dtype of the costs. A row without a solution (on_failure="nan"), or with a
+            sample without one, is NaN and passes no gradient; a row whose incoming gradient is not finite gets a
+            gradient of NaN, no other row does.
 
         Raises:
             UnsupportedOperationError: under torch.func, torch.compile(fullgraph=True) and torch.export.
@@ -63,9 +64,20 @@ class Rule:
         raise NotImplementedError
 
 
-def solve_invented(oracle: Oracle, costs: Tensor) -> Tensor:
-    """Solves for costs that a rule made up: projected onto the oracle's `cost_domain` first."""
-    return oracle.solve(costs.clamp(min=0.0) if oracle.cost_domain == "nonnegative" else costs)
+def solve_invented(oracle: Oracle, costs: Tensor, *, remember: bool = False) -> Tensor:
+    """Solves for costs that a rule made up: projected onto the oracle's `cost_domain` first.
+
+    Args:
+        oracle: what to minimise over.
+        costs: `[..., *cost_shape]`, finite.
+        remember: whether on_failure="previous" is to fall back on these solutions in later calls, as it should where
+            they are what the rule returns; not where they only serve a gradient.
+    """
+    before = getattr(oracle, "_previous", None)
+    solutions = oracle.solve(costs.clamp(min=0.0) if oracle.cost_domain == "nonnegative" else costs)
+    if not remember and isinstance(oracle, Oracle):
+        oracle._previous = before
+    return solutions
 
 
 def computable(x: Tensor) -> Tensor:

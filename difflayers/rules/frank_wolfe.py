@@ -49,7 +49,7 @@ class FrankWolfe(Rule):
 
     References:
         Dalle, Baty, Bouvier, Parmentier, "Learning with Combinatorial Optimization Layers: a Probabilistic Approach",
-        2022, arXiv 2207.13513, section 3.3 (RegularizedFrankWolfe); Wolfe, "Finding the Nearest Point in a Polytope",
+        2022, arXiv 2207.13513 (regularised Frank-Wolfe); Wolfe, "Finding the Nearest Point in a Polytope",
         1976; the same problem as a quadratic program: Wilder, Dilkina, Tambe, AAAI 2019, arXiv 1809.05504.
 
     Example:

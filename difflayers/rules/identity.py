@@ -49,7 +49,7 @@ class Identity(Rule):
 
     References:
         Sahoo, Paulus, Vlastelica, Musil, Kuleshov, Martius, "Backpropagation through Combinatorial Algorithms: Identity
-        with Projection Works", ICLR 2023, arXiv 2205.15213, sections 3.2 and 3.3.
+        with Projection Works", ICLR 2023, arXiv 2205.15213.
 
     Example:
         >>> import torch, difflayers as dl

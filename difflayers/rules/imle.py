@@ -52,8 +52,7 @@ class IMLE(Rule):
 
     References:
         Niepert, Minervini, Franceschi, "Implicit MLE: Backpropagating Through Discrete Exponential Family
-        Distributions", NeurIPS 2021, arXiv 2106.01798, Algorithm 1 and section 3.2 (noise); symmetric:
-        arXiv 2209.04862, section 3.
+        Distributions", NeurIPS 2021, arXiv 2106.01798, Algorithm 1; symmetric: arXiv 2209.04862.
 
     Example:
         >>> import torch, difflayers as dl
@@ -107,7 +106,7 @@ class IMLE(Rule):
 class _IMLE(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, costs: Tensor, noise: Tensor, oracle: Oracle, rule: IMLE) -> Tensor:
-        solutions = solve_invented(oracle, computable(costs) + noise)
+        solutions = solve_invented(oracle, computable(costs) + noise, remember=True)
         ctx.save_for_backward(costs, noise, solutions)
         ctx.oracle, ctx.rule = oracle, rule
         return solutions.mean(0).to(costs.dtype)

@@ -56,7 +56,7 @@ class LPGD(Rule):
 
     References:
         Paulus, Martius, Musil, "LPGD: A General Framework for Backpropagation through Embedded Optimization Layers",
-        ICML 2024, arXiv 2407.05920, section 5.
+        ICML 2024, arXiv 2407.05920.
 
     Example:
         >>> import torch, difflayers as dl

@@ -147,7 +147,7 @@ class NearestPoints:
             batch = self.costs.copy()
             batch[rows] = costs
             given = torch.from_numpy(batch).reshape(*self.lead, *event)
-            solutions = self.oracle.solve(given) if solve_all else solve_invented(self.oracle, given)
+            solutions = solve_invented(self.oracle, given)
             return solutions.reshape(-1, self.width).numpy()[rows]
         return self._solve_some(rows, torch.from_numpy(costs).reshape(len(rows), *event))
 

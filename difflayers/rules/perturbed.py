@@ -142,7 +142,7 @@ class PerturbedMultiplicative(Perturbed):
 
     References:
         Dalle, Baty, Bouvier, Parmentier, "Learning with Combinatorial Optimization Layers: a Probabilistic Approach",
-        2022, arXiv 2207.13513, section 3.2.2.
+        2022, arXiv 2207.13513 (multiplicative perturbation).
 
     Example:
         >>> import torch, difflayers as dl
@@ -170,7 +170,7 @@ class PerturbedMultiplicative(Perturbed):
 class _Perturbed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, costs: Tensor, noise: Tensor, oracle: Oracle, rule: Perturbed) -> Tensor:
-        solutions = solve_invented(oracle, rule._moved(computable(costs), noise))
+        solutions = solve_invented(oracle, rule._moved(computable(costs), noise), remember=True)
         ctx.save_for_backward(costs, noise, solutions)
         ctx.rule, ctx.event = rule, dims(oracle)
         return solutions.mean(0).to(costs.dtype)

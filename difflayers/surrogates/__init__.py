@@ -2,6 +2,7 @@
 
 from .cave import CaVE
 from .contrastive_map import ContrastiveMAP
+from .convex import ConvexLayer
 from .fenchel_young import FenchelYoung
 from .listwise_ranking import ListwiseRanking
 from .maximum_optimality_margin import MaximumOptimalityMargin
@@ -12,6 +13,7 @@ from .perturbation_gradient import PerturbationGradient
 from .pointwise_ranking import PointwiseRanking
 from .prior import PriorRecord, SurCoPrior
 from .projections import project_box, project_capped_simplex, project_l1_ball, project_l2_ball, project_simplex
+from .quadratic_program import QuadraticProgram
 from .regret import normalized_regret, regret, unambiguous_regret
 from .result import SurCoRecord, SurCoResult
 from .spo_plus import SPOPlus
@@ -22,6 +24,7 @@ __all__ = [
     "NCE",
     "CaVE",
     "ContrastiveMAP",
+    "ConvexLayer",
     "FenchelYoung",
     "ListwiseRanking",
     "MaximumOptimalityMargin",
@@ -30,6 +33,7 @@ __all__ = [
     "PerturbationGradient",
     "PointwiseRanking",
     "PriorRecord",
+    "QuadraticProgram",
     "SPOPlus",
     "StructuredSVM",
     "SurCo",

@@ -97,9 +97,14 @@ class LinearConstraints:
             )
         return slack, above, below
 
-    def on_host(self, solutions: Tensor) -> np.ndarray:
-        """`[..., *cost_shape]` -> float64 `[R, n]`."""
-        flat = solutions.detach().to(device="cpu", dtype=torch.float64)
+    def on_host(self, name: str, values: Tensor) -> np.ndarray:
+        """`[..., *cost_shape]` -> float64 `[R, n]`, finite whatever the device was: solvers come next."""
+        flat = values.detach().to(device="cpu", dtype=torch.float64)
+        if not bool(flat.isfinite().all()):
+            raise ValueError(
+                f"{self.function}: argument '{name}' must be finite, got NaN or infinity; "
+                f"look for where {name} first is not with torch.isfinite"
+            )
         return flat.reshape(flat.numel() // self.n, self.n).numpy()
 
 

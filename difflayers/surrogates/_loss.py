@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import sys
 from collections import OrderedDict
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +20,25 @@ from ..oracles.base import _key
 
 REDUCTIONS = ("mean", "sum", "none")
 MEMORY = 100_000  # remembered true solutions of one loss; at 40 float64 costs each, about 60 MB
+
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def on_host(function: F) -> F:
+    """Keeps torch.compile from tracing into solvers: it breaks the graph here, or says so with fullgraph=True."""
+    disabled: Any = None
+
+    @functools.wraps(function)
+    def call(*arguments: Any, **settings: Any) -> Any:
+        nonlocal disabled
+        if "torch._dynamo" not in sys.modules:  # importing it takes a second, and without it nothing is compiled
+            return function(*arguments, **settings)
+        if disabled is None:
+            disabled = torch.compiler.disable(function, reason="difflayers: a solver runs on the host")
+        return disabled(*arguments, **settings)
+
+    return call  # pyright: ignore[reportReturnType]
 
 
 def checked_oracle(function: str, oracle: object) -> Any:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ._loss import DecisionLoss, checked_costs, finite_or_raise
+from ._loss import DecisionLoss, checked_costs, eager_or_raise, finite_or_raise, on_host
 
 CAPACITY = 10_000  # solutions in a pool of one's own; the oldest go first
 
@@ -98,14 +98,21 @@ class PoolLoss(DecisionLoss):
 
     def _grown(self, predicted: Tensor, *known: Tensor) -> Tensor:
         """The pool as `[P, n]` like the costs; in training, an oracle's pool first takes in what is new."""
-        if self.oracle is not None and self.training:
+        return self._pool_rows(predicted) if self.oracle is None else self._grown_by_oracle(predicted, *known)
+
+    @on_host
+    def _grown_by_oracle(self, predicted: Tensor, *known: Tensor) -> Tensor:
+        eager_or_raise(self.name)
+        oracle: Any = self.oracle
+        if self.training:
             for solutions in known:
                 self.pool.add(solutions)
             if self.solve_ratio > 0 and (self.solve_ratio == 1 or torch.rand(()).item() < self.solve_ratio):
                 costs = predicted.detach()
-                self.pool.add(
-                    self.oracle.solve(costs.clamp(min=0.0) if self.oracle.cost_domain == "nonnegative" else costs)
-                )
+                self.pool.add(oracle.solve(costs.clamp(min=0.0) if oracle.cost_domain == "nonnegative" else costs))
+        return self._pool_rows(predicted)
+
+    def _pool_rows(self, predicted: Tensor) -> Tensor:
         if not len(self.pool.solutions):
             raise ValueError(f"{self.name}: the pool must hold a solution, got an empty one; call its method add")
         return self.pool.solutions.detach().to(predicted).reshape(-1, math.prod(self._event))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from ._constraints import TIGHT, LinearConstraints
-from ._loss import DecisionLoss, checked_costs, companion, eager_or_raise
+from ._loss import DecisionLoss, checked_costs, companion, eager_or_raise, on_host
 
 __all__ = ["CaVE"]
 
@@ -55,8 +55,8 @@ class CaVE(DecisionLoss):
         A non-negative least-squares problem a row (scipy, active set) with as many unknowns as inequalities bind.
 
     Transforms:
-        backward, DDP, checkpointing. torch.func, torch.compile(fullgraph=True) and torch.export raise
-        UnsupportedOperationError.
+        backward, DDP, checkpointing. torch.compile breaks the graph, and refuses with fullgraph=True; torch.func and
+        torch.export raise UnsupportedOperationError.
 
     References:
         Tang, Khalil, "CaVE: A Cone-Aligned Approach for Fast Predict-then-optimize with Binary Linear Programs",
@@ -97,6 +97,7 @@ class CaVE(DecisionLoss):
         _, sizes, directions = np.linalg.svd(given.A_eq, full_matrices=False)
         self._free = directions[sizes > 1e-9 * sizes.max(initial=1.0)]
 
+    @on_host
     def forward(self, predicted_costs: Tensor, true_solutions: Tensor) -> Tensor:
         """The loss of predicted costs."""
         eager_or_raise(self.name)
@@ -107,13 +108,18 @@ class CaVE(DecisionLoss):
         projection = self.projection
         if self.solve_ratio < 1 and torch.rand(()).item() >= self.solve_ratio:
             projection = "average"
-        target = torch.from_numpy(self._targets(self._given.on_host(wanted), self._given.on_host(best), projection))
-        target = target.to(wanted)
+        on_host = self._given.on_host
+        target = self._targets(on_host("predicted_costs", wanted), on_host("true_solutions", best), projection)
+        target = torch.from_numpy(target).to(wanted)
         lengths = wanted.norm(dim=1), target.norm(dim=1)
         zero = (lengths[0] == 0) | (lengths[1] == 0)
         product = torch.where(zero, 1.0, lengths[0] * lengths[1])
         cosine = torch.where(zero, 0.0, (wanted * target).sum(1) / product)
         return self._reduce((1 - cosine).clamp(min=0.0).reshape(lead), predicted_costs.dtype)
+
+    def extra_repr(self) -> str:
+        """The settings, as repr shows them."""
+        return f"n={self._given.n}, projection={self.projection!r}, reduction={self.reduction!r}"
 
     def _targets(self, wanted: np.ndarray, best: np.ndarray, projection: str) -> np.ndarray:
         given = self._given

@@ -41,7 +41,8 @@ class ContrastiveMAP(Contrastive):
         One matrix product with the pool, P n a row; the oracle's solves, without a gradient.
 
     Transforms:
-        backward, DDP, checkpointing; with a tensor as the source, torch.func and torch.compile too.
+        backward, DDP, checkpointing. With a tensor as the source, torch.func and torch.compile too;
+        with an oracle, torch.compile breaks the graph.
 
     References:
         Mulamba, Mandi, Diligenti, Lombardi, Bucarey, Guns, "Contrastive Losses and Solution Caching for

@@ -1,4 +1,4 @@
-"""How the starts of a SurCo search move: successive linearisation, gradient steps on the costs, restarts."""
+"""How the starts of a SurCo search move: linearisation in a trust region, gradient steps on the costs, restarts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from .budget import Exhausted
-from .memory import keys
+from .memory import Entry, keys
 from .search import Search, unit
 
 __all__ = ["Descent", "Settings"]
 
+LEAST_PULL, MOST_PULL = 1 / 16, 1e4  # trust regions outside are as good as none, or as none at all
 STALE_RESTARTS = 20  # so many in a row without a new solution end the search: the feasible set is small
 
 
@@ -31,6 +32,41 @@ class Settings:
     noise: float
     samples: int
     polish: Callable[..., Any] | None
+
+
+@dataclass
+class Region:
+    """Where a start linearises.
+
+    Attributes:
+        anchor: the solution; None = the next one is taken whatever its value.
+        key: of the anchor; without one, of a solution that the start is to get away from.
+        pull: what it costs to leave the anchor, relative to costs of unit scale.
+        loose: the largest pull that still led to something worse.
+        tight: the smallest pull that led nowhere.
+    """
+
+    anchor: Entry | None = None
+    key: bytes | None = None
+    pull: float = 0.0
+    loose: float = LEAST_PULL
+    tight: float = math.inf
+
+    def after(self, key: bytes, entry: Entry) -> Region | None:
+        """The next region, when this one led to an entry; None when no pull leads to anything better."""
+        if self.anchor is None:
+            return None if key == self.key else Region(entry, key)
+        if entry.value < self.anchor.value:
+            return Region(entry, key, self.pull / 4 if self.pull > 4 * LEAST_PULL else 0.0)
+        binary = bool(((self.anchor.solution == 0) | (self.anchor.solution == 1)).all())
+        if not binary or (key == self.key and self.pull == 0):  # it minimises its own linear model
+            return None
+        loose = self.loose if key == self.key else max(self.loose, self.pull)
+        tight = min(self.tight, self.pull) if key == self.key else self.tight
+        if tight < 1.5 * loose or loose > MOST_PULL:
+            return None
+        pull = 4 * loose if tight == math.inf else math.sqrt(loose * tight)
+        return Region(self.anchor, self.key, pull, loose, tight)
 
 
 class Descent:
@@ -51,10 +87,11 @@ class Descent:
         self.current = [math.nan] * count
         self.best: list[tuple[float, Tensor | None]] = [(math.inf, None)] * count  # since the last restart
         self.idle = [0] * count  # gradient steps without anything better
-        self.visited: list[dict[bytes, Tensor]] = [{} for _ in range(count)]  # with the costs that came of it
+        self.regions = [Region() for _ in range(count)]
         self.restarted = self.stale = self.distinct = 0
         self.costs = self.mean = self.square = torch.empty(0)
         self.steps = [0] * count
+        self.polished: set[bytes] = set()
 
     def begin(self, like: Tensor, start: Tensor | None, costs: Tensor | None) -> None:
         """Evaluates the start, or solves the first guess, and linearises there."""
@@ -94,6 +131,9 @@ class Descent:
             self.phases[s] = "gradient" if self.score or s % 2 == 1 else "linearise"
             if not bool(self.costs[s].any()):  # flat, or no solution
                 self.costs[s] = search.guess(like)
+            entry = search.memory.entries.get(names[s]) if s < given else None
+            if entry is not None and self.phases[s] == "linearise" and not (guessed and s == 0):
+                self.regions[s] = Region(entry, names[s])
         self.distinct = search.memory.distinct
 
     def step(self) -> None:
@@ -119,7 +159,7 @@ class Descent:
             self.idle[s] = 0
 
     def _linearise(self, rows: list[int]) -> list[int]:
-        """The next costs are the gradient at the solution of these; returns the rows that got nowhere."""
+        """Solves the linear model at each anchor, within its trust region; returns the rows that got nowhere."""
         search, stuck = self.search, []
         solutions, names = search.solve(self.costs[rows])
         search.flush()
@@ -129,20 +169,25 @@ class Descent:
                 stuck.append(s)
                 continue
             self._saw(s, entry.value, solution)
-            visited = self.visited[s]
-            if key in visited:
-                if next(reversed(visited)) == key:  # a fixed point: no linear model improves on it
-                    stuck.append(s)
-                else:  # a cycle: its slopes disagree, and a solution between them needs costs between them
-                    self.costs[s] = search.project(unit(torch.stack(list(visited.values())).mean(0, keepdim=True))[0])
-                    self.phases[s] = "gradient"
+            region = self.regions[s].after(key, entry)
+            if region is None or region.anchor is None:
+                stuck.append(s)
                 continue
-            slope = unit(search.gradient(entry)[None])[0]
-            visited[key] = slope
-            self.costs[s] = search.project(slope)
+            self.regions[s] = region
+            self.costs[s] = self._model(region, unit(search.gradient(region.anchor)[None])[0])
             if not bool(self.costs[s].any()):
                 stuck.append(s)
         return stuck
+
+    def _model(self, region: Region, slope: Tensor) -> Tensor:
+        """Costs of a linear model plus pull * |x - anchor|^2, which is itself linear for zeros and ones.
+
+        Where costs may not be negative only what the anchor lacks is made dearer: the same, for sets of one size.
+        """
+        if region.anchor is not None and region.pull > 0:
+            at = region.anchor.solution
+            slope = slope + region.pull * (1 - at if self.search.nonnegative else 1 - 2 * at)
+        return self.search.project(slope)
 
     def _follow_rule(self, rows: list[int]) -> list[int]:
         """A step of Adam along the rule's gradient of the objective by the costs."""
@@ -213,7 +258,10 @@ class Descent:
         search, settings = self.search, self.settings
         best = self.best[s][1]
         if settings.polish is not None and best is not None:
-            search.polish(settings.polish, best)
+            (key,) = keys(best[None])
+            if key not in self.polished:
+                self.polished.add(key)
+                search.polish(settings.polish, best)
         if settings.restarts is not None and self.restarted >= settings.restarts:
             self.phases[s] = "done"
             if all(phase == "done" for phase in self.phases):
@@ -224,20 +272,24 @@ class Descent:
         self.distinct = search.memory.distinct
         if self.stale >= STALE_RESTARTS:
             raise Exhausted("converged")
-        self.costs[s] = self._fresh(s)
+        self.costs[s], away = self._fresh(s)
         self.mean[s], self.square[s], self.steps[s] = 0.0, 0.0, 0
-        self.best[s], self.idle[s], self.visited[s] = (math.inf, None), 0, {}
+        self.best[s], self.idle[s], self.regions[s] = (math.inf, None), 0, Region(key=away)
         # two of three descend quickly from where noise leads; the third follows the rule's gradient from there
         self.phases[s] = "gradient" if self.score or self.restarted % 3 == 0 else "linearise"
 
-    def _fresh(self, s: int) -> Tensor:
-        """New costs for a start: the slope at one of the best solutions, disturbed; now and then pure noise."""
+    def _fresh(self, s: int) -> tuple[Tensor, bytes | None]:
+        """New costs for a start: a linear model at one of the best solutions, disturbed; now and then pure noise."""
         search, elite = self.search, self.search.memory.elite
-        draw = torch.rand(3, generator=search.generator, dtype=torch.float64, device=self.costs.device).tolist()
+        draw = torch.rand(4, generator=search.generator, dtype=torch.float64, device=self.costs.device).tolist()
         if not elite or draw[0] < 0.1:
-            return search.guess(self.costs[s])
-        entry = search.memory.entries[elite[int(draw[1] ** 2 * len(elite))]]  # the better, the more often
+            return search.guess(self.costs[s]), None
+        key = elite[int(draw[1] ** 2 * len(elite))]  # the better, the more often
+        entry = search.memory.entries[key]
         slope = entry.costs if self.score else search.gradient(entry)
-        slope = self.costs[s] if slope is None else slope
-        costs = search.disturbed(search.project(unit(slope[None])[0]), self.settings.noise * 10 ** (draw[2] - 0.75))
-        return costs if bool(costs.any()) else search.guess(self.costs[s])
+        slope = self.costs[s] if slope is None else unit(slope[None])[0]
+        scale = self.settings.noise * 10 ** (1.2 * draw[2] - 0.6)
+        # how far noise leads depends on the problem: hence pulls towards the old solution from none to strong
+        pull = 0.0 if self.score or draw[3] < 0.15 else scale * 10 ** (1.2 * draw[3] - 0.7)
+        costs = self._model(Region(entry, key, pull), search.disturbed(search.project(slope), scale))
+        return (costs, key) if bool(costs.any()) else (search.guess(self.costs[s]), None)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..oracles import Oracle
-from ._loss import OracleLoss, companion, dot, mask_rows
+from ._loss import OracleLoss, companion, dot, mask_rows, on_host
 
 __all__ = ["FenchelYoung"]
 
@@ -63,8 +63,8 @@ class FenchelYoung(OracleLoss):
         `samples` solves a row forward, none backward; regularised, those of the rule.
 
     Transforms:
-        backward, DDP, checkpointing. torch.func, torch.compile(fullgraph=True) and torch.export raise
-        UnsupportedOperationError.
+        backward, DDP, checkpointing. torch.compile breaks the graph, and refuses with fullgraph=True; torch.func and
+        torch.export raise UnsupportedOperationError.
 
     References:
         Blondel, Martins, Niculae, "Learning with Fenchel-Young Losses", JMLR 2020, arXiv 1901.02324, Definition 2;
@@ -116,6 +116,7 @@ class FenchelYoung(OracleLoss):
             )
         self.perturbation, self.regulariser = None, omega
 
+    @on_host
     def forward(
         self, predicted_costs: Tensor, true_solutions: Tensor, *, generator: torch.Generator | None = None
     ) -> Tensor:

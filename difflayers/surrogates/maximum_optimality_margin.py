@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import _checks
 from ..errors import SolverError
 from ._constraints import TIGHT, LinearConstraints, independent
-from ._loss import DecisionLoss, checked_costs, companion, eager_or_raise
+from ._loss import DecisionLoss, checked_costs, companion, eager_or_raise, on_host
 
 __all__ = ["MaximumOptimalityMargin"]
 
@@ -66,8 +66,8 @@ class MaximumOptimalityMargin(DecisionLoss):
         one call; 0.3 ms a row on a 5x5 grid).
 
     Transforms:
-        backward, DDP, checkpointing. torch.func, torch.compile(fullgraph=True) and torch.export raise
-        UnsupportedOperationError.
+        backward, DDP, checkpointing. torch.compile breaks the graph, and refuses with fullgraph=True; torch.func and
+        torch.export raise UnsupportedOperationError.
 
     References:
         Sun, Liu, Li, "Maximum Optimality Margin: A Unified Approach for Contextual Linear Programming and Inverse
@@ -118,6 +118,7 @@ class MaximumOptimalityMargin(DecisionLoss):
         self._matrix = A[independent(A.T, len(A))]  # flows and assignments repeat a constraint
         self._completed: dict[bytes, np.ndarray] = {}
 
+    @on_host
     def forward(self, predicted_costs: Tensor, true_solutions: Tensor, bases: Tensor | None = None) -> Tensor:
         """The loss of predicted costs."""
         eager_or_raise(self.name)
@@ -150,16 +151,22 @@ class MaximumOptimalityMargin(DecisionLoss):
         """
         true = checked_costs(self.name, "true_costs", true_costs, self._given.cost_shape)
         supports = self._supports(companion(self.name, "true_solutions", true_solutions, true))
-        costs = np.pad(self._given.on_host(true), ((0, 0), (0, self._matrix.shape[1] - self._given.n)))
+        costs = np.pad(self._given.on_host("true_costs", true), ((0, 0), (0, self._matrix.shape[1] - self._given.n)))
         y, _ = _multipliers(self._matrix, costs, supports, 0.0)
         reduced = (costs - y @ self._matrix).clip(min=0.0)
         found = [self._tight_basis(*row) for row in zip(supports, reduced, strict=True)]
         lead = true.shape[: true.dim() - len(self._given.cost_shape)]
         return torch.from_numpy(np.array(found, dtype=np.int64)).reshape(*lead, len(self._matrix))
 
+    def extra_repr(self) -> str:
+        """The settings, as repr shows them."""
+        return (
+            f"n={self._given.n}, margin={self.margin:g}, degenerate={self.degenerate!r}, reduction={self.reduction!r}"
+        )
+
     def _supports(self, solutions: Tensor) -> np.ndarray:
         """`[R, columns]`: which variables of the standard form are positive; raises where that is no vertex."""
-        x = self._given.on_host(solutions)
+        x = self._given.on_host("true_solutions", solutions)
         slack, above, below = self._given.slacks(x)
         scale = 1 + np.abs(x).max(1, initial=0.0, keepdims=True)
         supports = np.concatenate([above, slack, below[:, self._bounded]], 1) > TIGHT * scale
@@ -225,7 +232,8 @@ class MaximumOptimalityMargin(DecisionLoss):
 
     def _best(self, costs: Tensor, supports: np.ndarray) -> Tensor:
         """The loss of degenerate rows."""
-        host = costs.detach().to(device="cpu", dtype=torch.float64).numpy()
+        given = self._given.on_host("predicted_costs", costs[:, : self._given.n])
+        host = np.pad(given, ((0, 0), (0, costs.shape[1] - self._given.n)))  # slacks cost nothing
         _, moves = _multipliers(self._matrix, host, supports, self.margin)
         gain = torch.from_numpy(self.margin * (moves * ~supports).sum(1)).to(costs)
         return gain - (torch.from_numpy(moves).to(costs) * costs).sum(1)

@@ -79,7 +79,8 @@ class NCE(Contrastive):
         One matrix product with the pool, P n a row; the oracle's solves, without a gradient.
 
     Transforms:
-        backward, double backward, DDP, checkpointing; with a tensor as the source, torch.func and torch.compile too.
+        backward, double backward, DDP, checkpointing. With a tensor as the source, torch.func and torch.compile too;
+        with an oracle, torch.compile breaks the graph.
 
     References:
         Mulamba, Mandi, Diligenti, Lombardi, Bucarey, Guns, "Contrastive Losses and Solution Caching for

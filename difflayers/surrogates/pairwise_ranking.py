@@ -49,7 +49,8 @@ class PairwiseRanking(RankingLoss):
         without a gradient.
 
     Transforms:
-        backward, DDP, checkpointing; with a tensor as the source, torch.func and torch.compile too.
+        backward, DDP, checkpointing. With a tensor as the source, torch.func and torch.compile too;
+        with an oracle, torch.compile breaks the graph.
 
     References:
         Mandi, Bucarey, Mulamba, Guns, "Decision-Focused Learning: Through the Lens of Learning to Rank", ICML 2022,

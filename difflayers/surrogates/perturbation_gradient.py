@@ -6,7 +6,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..oracles import Oracle
-from ._loss import OracleLoss, companion, dot, mask_rows
+from ._loss import OracleLoss, companion, dot, mask_rows, on_host
 
 __all__ = ["PerturbationGradient"]
 
@@ -45,8 +45,8 @@ class PerturbationGradient(OracleLoss):
         Two solves a row forward, none backward.
 
     Transforms:
-        backward, DDP, checkpointing. torch.func, torch.compile(fullgraph=True) and torch.export raise
-        UnsupportedOperationError.
+        backward, DDP, checkpointing. torch.compile breaks the graph, and refuses with fullgraph=True; torch.func and
+        torch.export raise UnsupportedOperationError.
 
     References:
         Huang, Gupta, "Decision-Focused Learning with Directional Gradients", NeurIPS 2024, arXiv 2402.03256,
@@ -66,6 +66,7 @@ class PerturbationGradient(OracleLoss):
         self.width = _checks.number(self.name, "width", width, above=0.0)
         self.side = _checks.choice(self.name, "side", side, SIDES)
 
+    @on_host
     def forward(self, predicted_costs: Tensor, true_costs: Tensor) -> Tensor:
         """The loss of predicted costs."""
         predicted, event = self._costs("predicted_costs", predicted_costs), self._event

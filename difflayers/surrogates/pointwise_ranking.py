@@ -34,7 +34,8 @@ class PointwiseRanking(RankingLoss):
         Two matrix products with the pool, P n a row; the oracle's solves, without a gradient.
 
     Transforms:
-        backward, double backward, DDP, checkpointing; with a tensor as the source, torch.func and torch.compile too.
+        backward, double backward, DDP, checkpointing. With a tensor as the source, torch.func and torch.compile too;
+        with an oracle, torch.compile breaks the graph.
 
     References:
         Mandi, Bucarey, Mulamba, Guns, "Decision-Focused Learning: Through the Lens of Learning to Rank", ICML 2022,

@@ -52,7 +52,7 @@ class SurCoPrior:
         network: a module, instance -> costs `[*cost_shape]`; for oracles with nonnegative costs it must end in
             softplus or the like.
         oracle: of `difflayers.oracles`; or a function instance -> oracle, where feasible sets differ.
-        rule: of `difflayers.rules`; default `Blackbox(1.0)`.
+        rule: of `difflayers.rules`; default `Blackbox(10.0)`.
         objective_gradient: "autograd", "score" (antithetic noise on the costs; needs no gradient of the objective
             and no rule), or a function `(solutions[B, *cost_shape], instance) -> gradients` of that shape.
         noise, samples: of "score", as in `SurCo`.
@@ -109,7 +109,7 @@ class SurCoPrior:
                 f"{name}: argument 'oracle' must be an oracle or a function from an instance to one, got "
                 f"{type(oracle).__name__}"
             )
-        rule = Blackbox(1.0) if rule is None else rule
+        rule = Blackbox(10.0) if rule is None else rule
         if not callable(rule):
             raise TypeError(f"{name}: argument 'rule' must be a rule of difflayers.rules, got {type(rule).__name__}")
         if not callable(objective_gradient):
@@ -212,13 +212,15 @@ class SurCoPrior:
             As `fit`.
         """
         name = f"{self.name}.measure"
-        batch = [instances[row] for row in range(len(instances))]
-        solutions = self._solve(batch, unit(self._costs(name, batch)), lambda oracle, costs: oracle.solve(costs))
-        total = 0.0
-        for solution, instance in zip(solutions, batch, strict=True):
-            values, _ = self._objective(name, objective, instance, "function")(solution[None])
-            total += float(values[0])
-        return total / len(batch)
+        rows, total = [instances[row] for row in range(len(instances))], 0.0
+        # instances with oracles of their own may differ in size
+        batches = [rows] if hasattr(self.oracle, "solve_batch") else [[row] for row in rows]
+        for batch in batches:
+            solutions = self._solve(batch, unit(self._costs(name, batch)), lambda oracle, costs: oracle.solve(costs))
+            for solution, instance in zip(solutions, batch, strict=True):
+                values, _ = self._objective(name, objective, instance, "function")(solution[None])
+                total += float(values[0])
+        return total / len(rows)
 
     def solve(
         self, instance: Any, objective: Callable[[Tensor, Any], Tensor], *, refine_steps: int = 0, **settings: Any

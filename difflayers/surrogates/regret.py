@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..oracles import Oracle
-from ._loss import REDUCTIONS, checked_costs, checked_oracle, companion, dot
+from ._loss import REDUCTIONS, checked_costs, checked_oracle, companion, dot, on_host
 
 __all__ = ["normalized_regret", "regret", "unambiguous_regret"]
 
@@ -41,7 +41,8 @@ def regret(
         Two solves a row, one when the objective is given.
 
     Transforms:
-        None: it has no gradient; torch.func and torch.compile(fullgraph=True) raise.
+        It has no gradient. torch.compile breaks the graph, and refuses with fullgraph=True; torch.func and torch.export
+        raise UnsupportedOperationError.
 
     References:
         Elmachtoub, Grigas, "Smart 'Predict, then Optimize'", Management Science 2022, arXiv 1710.08005, Definition 1.
@@ -55,7 +56,7 @@ def regret(
     name = "difflayers.surrogates.regret"
     _checks.choice(name, "reduction", reduction, REDUCTIONS)
     predicted, true, optimum = _prepared(name, predicted_costs, true_costs, oracle, true_objective)
-    rows = dot(true, oracle.solve(predicted), len(oracle.cost_shape)) - optimum
+    rows = dot(true, _solved(oracle, predicted), len(oracle.cost_shape)) - optimum
     return _reduced(rows, reduction, predicted_costs.dtype)
 
 
@@ -87,7 +88,7 @@ def normalized_regret(
     """
     name = "difflayers.surrogates.normalized_regret"
     predicted, true, optimum = _prepared(name, predicted_costs, true_costs, oracle, true_objective)
-    rows = dot(true, oracle.solve(predicted), len(oracle.cost_shape)) - optimum
+    rows = dot(true, _solved(oracle, predicted), len(oracle.cost_shape)) - optimum
     total = rows.sum()
     return torch.where(total == 0, total, total / optimum.abs().sum()).to(predicted_costs.dtype)
 
@@ -148,9 +149,14 @@ def unambiguous_regret(
     moved = predicted.cpu().double() - (step * true).cpu().double()
     if oracle.cost_domain == "nonnegative":
         moved = moved.clamp(min=0.0)
-    worst = oracle.solve(moved).to(true)
-    rows = torch.maximum(dot(true, oracle.solve(predicted), event), dot(true, worst, event)) - optimum
+    worst = _solved(oracle, moved).to(true)
+    rows = torch.maximum(dot(true, _solved(oracle, predicted), event), dot(true, worst, event)) - optimum
     return _reduced(rows, reduction, predicted_costs.dtype)
+
+
+@on_host
+def _solved(oracle: Oracle, costs: Tensor) -> Tensor:
+    return oracle.solve(costs)
 
 
 def _prepared(
@@ -160,7 +166,7 @@ def _prepared(
     predicted = checked_costs(name, "predicted_costs", predicted_costs, event).detach()
     true = companion(name, "true_costs", true_costs, predicted)
     if true_objective is None:
-        return predicted, true, dot(true, oracle.solve(true), len(event))
+        return predicted, true, dot(true, _solved(oracle, true), len(event))
     lead = predicted.shape[: predicted.dim() - len(event)]
     return predicted, true, companion(name, "true_objective", true_objective, predicted, lead)
 

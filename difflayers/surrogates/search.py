@@ -34,11 +34,19 @@ class Search:
         budget: ends it.
         memory: of evaluated solutions.
         generator: of all noise.
+        like: of the dtype and device that the objective gets.
     """
 
     def __init__(
-        self, oracle: Any, objective: Objective, budget: Budget, memory: Memory, generator: torch.Generator | None
+        self,
+        oracle: Any,
+        objective: Objective,
+        budget: Budget,
+        memory: Memory,
+        generator: torch.Generator | None,
+        like: Tensor,
     ) -> None:
+        self.like = like
         self.objective, self.budget, self.memory, self.generator = objective, budget, memory, generator
         self.nonnegative = getattr(oracle, "cost_domain", "any") == "nonnegative"
         self.dims = len(oracle.cost_shape)
@@ -73,7 +81,7 @@ class Search:
     def _note(self, costs: Tensor, solutions: Tensor) -> None:
         found = solutions.flatten(1).isfinite().all(1)
         self.failed += int((~found).sum())
-        self.pending.append((solutions[found], costs[found]))
+        self.pending.append((solutions[found].to(self.like), costs[found].to(self.like)))  # some rules solve in float64
 
     def project(self, costs: Tensor) -> Tensor:
         """Costs that the search made up, moved into the oracle's domain."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ._loss import OracleLoss, companion, dot, mask_rows
+from ._loss import OracleLoss, companion, dot, mask_rows, on_host
 
 __all__ = ["SPOPlus"]
 
@@ -40,8 +40,8 @@ class SPOPlus(OracleLoss):
         One solve a row forward, none backward; another the first time that true costs come without solutions.
 
     Transforms:
-        backward, DDP, checkpointing. torch.func, torch.compile(fullgraph=True) and torch.export raise
-        UnsupportedOperationError.
+        backward, DDP, checkpointing. torch.compile breaks the graph, and refuses with fullgraph=True; torch.func and
+        torch.export raise UnsupportedOperationError.
 
     References:
         Elmachtoub, Grigas, "Smart 'Predict, then Optimize'", Management Science 2022, arXiv 1710.08005, Definition 3
@@ -56,6 +56,7 @@ class SPOPlus(OracleLoss):
         tensor([[ 2., -2.,  0.]])
     """
 
+    @on_host
     def forward(
         self,
         predicted_costs: Tensor,

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..oracles import Oracle
-from ._loss import OracleLoss, companion, dot, mask_rows
+from ._loss import OracleLoss, companion, dot, mask_rows, on_host
 
 __all__ = ["StructuredSVM"]
 
@@ -42,8 +42,8 @@ class StructuredSVM(OracleLoss):
         One solve a row forward, none backward.
 
     Transforms:
-        backward, DDP, checkpointing. torch.func, torch.compile(fullgraph=True) and torch.export raise
-        UnsupportedOperationError.
+        backward, DDP, checkpointing. torch.compile breaks the graph, and refuses with fullgraph=True; torch.func and
+        torch.export raise UnsupportedOperationError.
 
     References:
         Tsochantaridis, Joachims, Hofmann, Altun, "Large Margin Methods for Structured and Interdependent Output
@@ -61,6 +61,7 @@ class StructuredSVM(OracleLoss):
         super().__init__(oracle, reduction=reduction)
         self.margin = _checks.number(self.name, "margin", margin, above=0.0)
 
+    @on_host
     def forward(self, predicted_costs: Tensor, true_solutions: Tensor) -> Tensor:
         """The loss of predicted costs."""
         predicted, event = self._costs("predicted_costs", predicted_costs), self._event

@@ -41,7 +41,7 @@ class SurCo:
 
     Args:
         oracle: of `difflayers.oracles`; rows that it cannot solve (on_failure="nan") are counted and passed over.
-        rule: of `difflayers.rules`, for step 2; default `Blackbox(1.0)`.
+        rule: of `difflayers.rules`, for step 2; default `Blackbox(3.0)`.
         objective_gradient: "autograd"; for black boxes "score" (antithetic noise on the costs, `samples` solves and
             evaluations a step, in place of all of the above but the restarts) or "fitted" (the slope of a linear
             model of the solutions seen, nearest first), or a function from solutions `[B, *cost_shape]` to
@@ -80,7 +80,7 @@ class SurCo:
         >>> import torch, difflayers as dl
         >>> weights = torch.tensor([3.0, 5.0, 7.0, 8.0, 11.0])
         >>> search = dl.surrogates.SurCo(dl.oracles.TopK(5, 2))
-        >>> search.solve(lambda x: (x @ weights - 13).square(), iterations=20).solution  # 5 + 8
+        >>> search.solve(lambda x: (x @ weights - 13).square(), iterations=50).solution  # 5 + 8
         tensor([0., 1., 0., 1., 0.])
     """
 
@@ -94,7 +94,7 @@ class SurCo:
         objective_gradient: Any = "autograd",
         starts: int = 4,
         learning_rate: float = 0.1,
-        patience: int = 10,
+        patience: int = 5,
         restarts: int | None = None,
         noise: float = 0.5,
         samples: int = 8,
@@ -108,7 +108,7 @@ class SurCo:
                 f"{name}: argument 'oracle' must be an oracle, got {type(oracle).__name__}; wrap a function with "
                 f"difflayers.oracles.FromCallable"
             )
-        rule = Blackbox(1.0) if rule is None else rule
+        rule = Blackbox(3.0) if rule is None else rule
         if not callable(rule):
             raise TypeError(f"{name}: argument 'rule' must be a rule of difflayers.rules, got {type(rule).__name__}")
         if not callable(objective_gradient):
@@ -182,7 +182,7 @@ class SurCo:
         bar = _bar(name) if _checks.boolean(name, "progress", progress) else None
         evaluated = Objective(name, objective, self.objective_gradient, self.on_nan)
         noise = _checks.generator(name, generator, like.device)
-        search = Search(self.oracle, evaluated, budget, Memory(self.memory), noise)
+        search = Search(self.oracle, evaluated, budget, Memory(self.memory), noise, like)
         descent = Descent(search, self.settings)
         history: list[SurCoRecord] = []
 
@@ -230,6 +230,7 @@ class SurCo:
             raise
         finally:
             if bar is not None:
+                bar.refresh()
                 bar.close()
         if search.memory.best is None:
             raise _nothing_found(name, search)

@@ -72,11 +72,16 @@ def test_each_row_its_own_bins():
 def test_time_limit():
     random = np.random.default_rng(0)
     weights = random.integers(5, 30, (60, 8))
-    capacities = np.full(8, int(weights.mean() * 60 / 8 * 0.85))
-    oracle = GeneralizedAssignment(weights, capacities, time_limit=1.0)
-    assert_anytime(oracle, (40.0 - weights + random.normal(size=(60, 8)))[None])
-    none = GeneralizedAssignment(weights, capacities, time_limit=1e-9, on_failure="nan")
-    assert none.solve_batch(torch.zeros(60, 8)).status == Status.TIMEOUT
+    capacities = np.full(8, int(weights.mean() * 60 / 8 * 1.3))
+    costs = (40.0 - weights + random.normal(size=(60, 8)))[None]
+    for seconds in (0.5, 1e-9):
+        result = assert_anytime(GeneralizedAssignment(weights, capacities, time_limit=seconds), costs)
+    assert result.status == Status.FEASIBLE
+    tight = GeneralizedAssignment([3, 3, 2, 2, 2], [6, 6], on_failure="nan")
+    costs = torch.tensor([[0.0, 0.0], [9.0, 0.0], [0.0, 0.0], [0.0, 0.0], [0.0, 0.0]])
+    assert tight.solve_batch(costs).status == Status.OPTIMAL
+    tight.time_limit = 1e-9  # and no greedy assignment fits
+    assert tight.solve_batch(costs).status == Status.TIMEOUT
 
 
 def test_one_and_none():

@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -151,6 +152,21 @@ def test_acyclic_sources_may_lie_on_any_level():
         best = (simple_paths(edges.tolist(), 16, i, 15) @ costs[i]).min()
         torch.testing.assert_close(result.objective[i], best)
     assert result.solutions[15].sum() == 0
+
+
+@pytest.mark.parametrize("kind", ["acyclic", "dijkstra", "bellman-ford"])
+def test_large_batches_are_solved_in_parts(kind, monkeypatch):
+    edges = random_edges(8, 30, 3, kind == "acyclic")
+    oracle = ShortestPath(edges, 0, 1, num_nodes=8, on_failure="nan", allow_negative=kind == "bellman-ford")
+    costs, sources = random(300, len(edges)), torch.arange(300) * 7 % 8
+    whole = oracle.with_parameters(source=sources).solve_batch(costs)
+    monkeypatch.setattr("difflayers.oracles.graph.DOUBLES_AT_ONCE", 7 * len(edges))
+    parts = oracle.with_parameters(source=sources).solve_batch(costs)
+    assert torch.equal(whole.status, parts.status)
+    assert torch.equal(whole.solutions.nan_to_num(), parts.solutions.nan_to_num())
+    for i in range(8):  # sources come round every 8 rows
+        alone = ShortestPath(edges, int(sources[i]), 1, num_nodes=8, on_failure="nan").solve_batch(costs[i::8])
+        torch.testing.assert_close(whole.objective[i::8], alone.objective, equal_nan=True)
 
 
 @pytest.mark.parametrize("scale", [1e-320, 1e308, 1.0])
@@ -451,6 +467,21 @@ def test_oracles_are_picklable_and_results_keep_the_dtype():
         assert oracle.solve(costs).dtype == torch.float32
         assert oracle.solve(costs[0]).shape == (24,)
         assert oracle.solve(costs[:0]).shape == (0, 24)
+
+
+@pytest.mark.parametrize(
+    ("module", "oracle"),
+    [
+        ("scipy.optimize", Assignment(3)),
+        ("scipy.sparse", MinimumSpanningTree([(0, 1)], 2)),
+        ("scipy.sparse", GridShortestPath((2, 2))),
+        ("ortools.graph.python.min_cost_flow", MinCostFlow([(0, 1)], [1], [1, -1], num_nodes=2)),
+    ],
+)
+def test_a_missing_solver_says_what_to_install(module, oracle, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"needs {module.split('.')[0]}; install it .*'difflayers\[solvers\]'"):
+        oracle.solve(torch.ones(2, *oracle.cost_shape))
 
 
 def test_time_limit_of_the_batch():

@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import types
 from fractions import Fraction
 
 import numpy as np
@@ -150,9 +151,10 @@ def test_models_per_thread():
     assert len(set(built)) == 2
     assert copy.copy(models) is models
     assert pickle.loads(pickle.dumps(models)).get("a", build) == 3
-    models.drop("a")
-    models.drop("b")
-    assert models.get("a", build) == 4
+    broken = types.SimpleNamespace(usable=True)
+    assert models.get("b", lambda: broken) is broken
+    broken.usable = False
+    assert models.get("b", build) == 4
 
 
 def test_with_parameters_keeps_the_models():
@@ -205,6 +207,20 @@ def test_integer_sizes_have_the_same_feasible_set():
             assert fits or integers[0] @ chosen > limits[0]  # never too much
             if kind in (1, 2):
                 assert fits == (integers[0] @ chosen <= limits[0])
+
+
+def test_few_digits_are_read_as_many_are(monkeypatch):
+    random = np.random.default_rng(0)
+    rows = [
+        (kind(random.random(6).round(digits) * factor), kind(random.random() * 3 * factor))
+        for digits in range(7)
+        for factor in (1, 1000, 10**8)
+        for kind in (np.float64, np.float32, np.float16 if factor == 1 else np.float64)
+    ]
+    rows += [(random.integers(0, 10**12, 6) * 4, np.float64(10.0**12 + 0.5)), (np.zeros(3), np.float64(1.5))]
+    fast = [_ortools._integer_row(*row) for row in rows]
+    monkeypatch.setattr(_ortools, "_times_power_of_ten", lambda size, digits: None)
+    assert fast == [_ortools._integer_row(*row) for row in rows]
 
 
 def test_routes_of_both_signs():

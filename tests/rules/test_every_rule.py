@@ -116,6 +116,24 @@ def test_rows_without_a_solution_are_nan_and_pass_no_gradient(rule):
 
 
 @each_rule
+def test_previous_solutions_are_those_returned_not_those_of_gradients(rule):
+    asked = []
+
+    def f(cost):  # row 1 of every later call has no solution
+        asked.append(cost)
+        return None if cost[0] > 100 else np.eye(6)[cost.argmin()]
+
+    oracle = dl.oracles.FromCallable(f, (6,), on_failure="previous")
+    costs, incoming = torch.rand(3, 6, dtype=torch.float64) + 0.1, torch.randn(3, 6, dtype=torch.float64)
+    first, _ = run(rule, oracle, costs, incoming)
+    costs[1, 0] = 1e6
+    again, gradient = run(rule, oracle, costs, incoming)
+    assert gradient.isfinite().all()
+    if rule != "FrankWolfe":  # whose calls differ in their rows
+        assert_identical(again[1], first[1])
+
+
+@each_rule
 def test_rows_do_not_depend_on_each_other(rule):
     if rule == "AdaptiveIMLE" or rule in STOCHASTIC:
         pytest.skip("their noise, and the step of AdaptiveIMLE, are drawn for the batch")

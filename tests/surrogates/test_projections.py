@@ -96,6 +96,15 @@ def test_plateaus_have_no_gradient():
     assert torch.autograd.grad(y[0], x)[0].tolist() == [0.0, 0.0, 0.0]
 
 
+def test_plateaus_survive_rounding():
+    # in decimals that binary numbers do not hit, the level differs from a bound by rounding
+    for start in torch.linspace(1.01, 9.87, 50, dtype=torch.float64).tolist():
+        x = torch.tensor([start, start, start, 0.1, 0.07], dtype=torch.float64, requires_grad=True)
+        y = surrogates.project_capped_simplex(x, 3 * 0.3, upper=0.3)
+        assert_near(y, torch.tensor([0.3, 0.3, 0.3, 0.0, 0.0], dtype=torch.float64))
+        assert torch.autograd.grad(y[0], x)[0].tolist() == [0.0] * 5
+
+
 def test_whole_totals_of_many_rows_are_exact():
     x = 100 * torch.randn(200, 30, dtype=torch.float64)
     y = surrogates.project_capped_simplex(x, 7)

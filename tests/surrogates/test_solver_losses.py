@@ -359,3 +359,28 @@ def test_bad_settings_are_refused():
     ):
         with pytest.raises(error, match=message):
             make()
+
+
+@pytest.mark.parametrize(("make", "needs"), LOSSES.values(), ids=LOSSES.keys())
+def test_compile_breaks_the_graph_or_refuses(make, needs):
+    oracle = dl.oracles.TopK(3, 1)
+    predicted, other = torch.rand(2, 3), torch.eye(3)[:2]
+    loss = make(oracle)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def f(p):
+        return loss(2 * p, other) + 1
+
+    compiled, values = torch.compile(f, backend=backend), []
+    for function in (compiled, f):
+        torch.manual_seed(0)
+        values.append(function(predicted))
+    assert_near(*values)
+    assert len(graphs) <= 2  # before and after, nothing of the solver
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="difflayers: a solver runs on the host"):
+        torch.compile(f, backend="eager", fullgraph=True)(predicted)
