@@ -17,7 +17,7 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
 
     def formula(match: re.Match[str]) -> str:
         tag, bracket, source = match.groups()
-        source = html.unescape(source).strip().replace("\n", " ")  # "\" ends a line as it does a word
+        source = html.unescape(source).strip().replace("\n", " ")  # a command may end a line
         source = re.sub(r"\\arg\\(min|max)", r"\\operatorname*{arg\1}", source)  # which the converter does not know
         result = convert(source, display="inline" if bracket == "(" else "block")
         if "\\" in result:  # a command that the converter does not know passes through as text

@@ -80,6 +80,7 @@ class SurCoPrior:
         >>> instances = torch.randn(32, 6, generator=generator)
         >>> def objective(x, instance):  # the profit of a choice grows ever more slowly
         ...     return -(x * instance.exp()).sum(-1).sqrt()
+        >>> _ = torch.manual_seed(0)  # of the network's weights
         >>> prior = SurCoPrior(torch.nn.Linear(6, 6), dl.oracles.TopK(6, 2))
         >>> history = prior.fit(instances, objective, epochs=20, learning_rate=0.1, generator=generator)
         >>> history[-1].best < history[0].objective
