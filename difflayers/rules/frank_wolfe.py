@@ -75,7 +75,7 @@ class FrankWolfe(Rule):
         return f"FrankWolfe({self.lam:g}, tolerance={self.tolerance:g}, max_iterations={self.max_iterations})"
 
     def regulariser(self, points: Tensor, dimensions: int = 1) -> Tensor:
-        """lam / 2 |x|^2 of points `[..., *cost_shape]`, whose last `dimensions` dimensions are cost_shape -> `[...]`."""
+        """lam / 2 |x|^2 of points `[..., *cost_shape]`; cost_shape has so many dimensions -> `[...]`."""
         squares = points.square()
         for _ in range(dimensions):
             squares = squares.sum(-1)
