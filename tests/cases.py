@@ -7,6 +7,7 @@ test_training and the property tests.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -225,5 +226,6 @@ def settings_grid() -> list[dict[str, Any]]:
 def name_of(value: Any) -> str:
     """A short id of a case or of settings."""
     if isinstance(value, dict):
-        return ",".join(f"{k}={v}" for k, v in value.items()) or "default"
+        shown = ",".join(f"{k}={v}" for k, v in value.items()) or "default"
+        return re.sub(" at 0x[0-9a-f]+", "", shown)  # the same id in every process
     return value.name if isinstance(value, Case) else str(value)
