@@ -83,7 +83,7 @@ class Tables(NamedTuple):
         with torch.enable_grad():
             at = placements.detach().requires_grad_()
             phases = self.phases(at)
-            softness = 0.05 * phases.detach().amax(-2, keepdim=True)
+            softness = 0.2 * phases.detach().amax(-2, keepdim=True)
             smooth = (softness * (phases / softness).logsumexp(-2, keepdim=True)).sum()
             return torch.autograd.grad(smooth, at)[0]
 
@@ -224,7 +224,6 @@ def surco(
         assignments(tables),
         starts=2,
         objective_gradient=tables.slope,
-        noise=0.3,
         polish=local_search(tables, generator) if polish else None,
     )
     return search.solve(
