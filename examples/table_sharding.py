@@ -256,7 +256,7 @@ def draw(tables: Tables, found: dict[str, tuple[Tensor, float]], path: Path) -> 
     """What every device does and holds, by method."""
     figure = Figure(figsize=(3.4 * len(found), 4), layout="constrained")
     for axes, (name, (placement, _)) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
-        look_ups, sent = tables.phases(placement).T
+        look_ups, sent = tables.phases(placement).T.numpy()
         at = np.arange(tables.devices)
         axes.bar(at, look_ups, color="#0969da", label="look-ups")
         axes.bar(at, sent, bottom=look_ups, color="#8c959f", label="communication")
