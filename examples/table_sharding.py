@@ -224,6 +224,7 @@ def surco(
         assignments(tables),
         starts=2,
         objective_gradient=tables.slope,
+        noise=0.15,
         polish=local_search(tables, generator) if polish else None,
     )
     return search.solve(
