@@ -83,7 +83,7 @@ class Tables(NamedTuple):
         with torch.enable_grad():
             at = placements.detach().requires_grad_()
             phases = self.phases(at)
-            softness = 0.05 * phases.detach().amax(-2, keepdim=True)
+            softness = 0.2 * phases.detach().amax(-2, keepdim=True)
             smooth = (softness * (phases / softness).logsumexp(-2, keepdim=True)).sum()
             return torch.autograd.grad(smooth, at)[0]
 
@@ -224,7 +224,7 @@ def surco(
         assignments(tables),
         starts=2,
         objective_gradient=tables.slope,
-        noise=0.3,
+        noise=0.15,
         polish=local_search(tables, generator) if polish else None,
     )
     return search.solve(
@@ -257,7 +257,7 @@ def draw(tables: Tables, found: dict[str, tuple[Tensor, float]], path: Path) -> 
     """What every device does and holds, by method."""
     figure = Figure(figsize=(3.4 * len(found), 4), layout="constrained")
     for axes, (name, (placement, _)) in zip(figure.subplots(1, len(found), sharey=True), found.items(), strict=True):
-        look_ups, sent = tables.phases(placement).T
+        look_ups, sent = tables.phases(placement).T.numpy()
         at = np.arange(tables.devices)
         axes.bar(at, look_ups, color="#0969da", label="look-ups")
         axes.bar(at, sent, bottom=look_ups, color="#8c959f", label="communication")
