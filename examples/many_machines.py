@@ -223,7 +223,8 @@ def draw(results: list[Result], path: Path) -> None:
     bars.set_yticks(places, [result.name for result in results])
     bars.invert_yaxis()
     bars.set(xlabel="seconds", title="the same job at each place")
-    bars.legend(frameon=False)
+    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.18), "ncols": 2, "frameon": False}
+    bars.legend(**below)
     cluster = results[-1]  # where Dask is left out, nothing is known
     first = min((task.start for task in cluster.tasks), default=0.0)
     names = list(dict.fromkeys(task.worker for task in sorted(cluster.tasks, key=lambda task: task.start)))
@@ -235,8 +236,8 @@ def draw(results: list[Result], path: Path) -> None:
     line.invert_yaxis()
     line.set(xlabel="seconds", title="rows over the workers of the cluster")
     if cluster.killed is not None:
-        line.axvline(cluster.killed - first, color="#cf222e", linestyle="--")
-        line.annotate("one is killed", (cluster.killed - first, -0.45), color="#cf222e", fontsize=9)
+        line.axvline(cluster.killed - first, color="#cf222e", linestyle="--", label="a worker is killed")
+        line.legend(**below)
     for axes in (bars, line):
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
