@@ -147,6 +147,7 @@ class Oracle(ABC):
             A copy; this oracle stays as it is.
         """
         new = copy.copy(self)
+        new.workers = self.workers  # which pickles, and so copies, leave out
         new.parameters = dict(self.parameters)
         new._memory, new._previous = OrderedDict(), None
         for name, value in parameters.items():

@@ -74,6 +74,13 @@ class FrankWolfe(Rule):
     def __repr__(self) -> str:
         return f"FrankWolfe({self.lam:g}, tolerance={self.tolerance:g}, max_iterations={self.max_iterations})"
 
+    def regulariser(self, points: Tensor, dimensions: int = 1) -> Tensor:
+        """lam / 2 |x|^2 of points `[..., *cost_shape]`; cost_shape has so many dimensions -> `[...]`."""
+        squares = points.square()
+        for _ in range(dimensions):
+            squares = squares.sum(-1)
+        return self.lam / 2 * squares
+
     def _differentiable(self, oracle: Oracle, costs: Tensor, generator: torch.Generator | None) -> Tensor:
         return _FrankWolfe.apply(costs, oracle, self)  # pyright: ignore[reportReturnType]
 

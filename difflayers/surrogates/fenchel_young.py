@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..oracles import Oracle
+from ..rules import FrankWolfe
 from ._loss import OracleLoss, companion, dot, mask_rows, on_host
 
 __all__ = ["FenchelYoung"]
@@ -109,6 +111,8 @@ class FenchelYoung(OracleLoss):
         if perturbation is not None:
             raise ValueError(f"{name}: pass either 'perturbation' or 'regularisation', got both; leave one out")
         omega: Any = getattr(regularisation, "regulariser", None) if regulariser is None else regulariser
+        if regulariser is None and isinstance(regularisation, FrankWolfe):
+            omega = partial(regularisation.regulariser, dimensions=self._event)
         if not callable(regularisation) or not callable(omega):
             raise TypeError(
                 f"{name}: argument 'regularisation' must be a rule that has a method 'regulariser', got "

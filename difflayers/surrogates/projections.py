@@ -249,17 +249,20 @@ def _capped(x: Tensor, total: float, upper: float) -> Tensor:
     before_point, after_point = points.gather(-1, after), points.gather(-1, after + 1)
     free = (fixed >= before_point) & (fixed - upper <= after_point)
     full = (fixed - upper >= before_point) & ~free
-    level = _level(fixed, free, full, total, upper)
+    # None is free where rounding leads into the gap after a plateau: any level in the gap will do.
+    middle = after_point + (before_point - after_point) / 2
+    level = torch.where(free.any(-1, keepdim=True), _level(fixed, free, full, total, upper), middle)
     # On a plateau (whole entries only) the level is a bound of entries that look free, and nothing moves.
     rounding = 16 * torch.finfo(x.dtype).eps * (fixed.abs().amax(-1, keepdim=True) + upper)
     above = fixed - level
     free, full = (above > rounding) & (above < upper - rounding), above >= upper - rounding
     inner = x - _level(x, free, full, total, upper)
     inner = inner + (inner.clamp(0.0, upper) - inner).detach()
-    return torch.where(free, inner, torch.where(full, upper, 0.0).to(x.dtype))
+    return torch.where(free, inner, upper * full.to(x.dtype))
 
 
 def _level(x: Tensor, free: Tensor, full: Tensor, total: float, upper: float) -> Tensor:
     """The t at which the free entries make up what the full ones leave of the total."""
     count = free.sum(-1, keepdim=True).clamp(min=1)
-    return (torch.where(free, x, 0.0).sum(-1, keepdim=True) + upper * full.sum(-1, keepdim=True) - total) / count
+    taken = upper * full.sum(-1, keepdim=True).to(x.dtype)  # an integer times a Python number would be float32
+    return (torch.where(free, x, 0.0).sum(-1, keepdim=True) + taken - total) / count

@@ -17,6 +17,7 @@ from difflayers.oracles import (
     Permutation,
     ShortestPath,
     Status,
+    TopK,
     grid_edges,
 )
 
@@ -487,3 +488,11 @@ def test_a_missing_solver_says_what_to_install(module, oracle, monkeypatch):
 def test_time_limit_of_the_batch():
     oracle = ShortestPath([(0, 1), (1, 0)], 0, 1, num_nodes=2, time_limit=1e-12, on_failure="nan")
     assert (oracle.solve_batch(torch.ones(3, 2)).status == Status.TIMEOUT).all()
+
+
+def test_with_parameters_keeps_the_settings():
+    oracle = TopK(4, 2, on_failure="nan", time_limit=3.0, workers=2, cache=5)
+    other = oracle.with_parameters(k=torch.tensor([1, 3]))
+    for name in ("on_failure", "time_limit", "workers", "cache"):
+        assert getattr(other, name) == getattr(oracle, name)
+    assert oracle.parameters == {}

@@ -59,6 +59,14 @@ def test_gradients(name, scale):
     assert torch.autograd.gradgradcheck(project, x)
 
 
+def test_sums_are_exact():
+    x = torch.randn(100, 7, dtype=torch.float64)
+    for total, upper in ((1.3, 0.4), (0.7, 0.3), (2.1, 0.3)):
+        y = surrogates.project_capped_simplex(x, total, upper=upper)
+        assert_near(y.sum(-1), torch.full((100,), total, dtype=torch.float64))
+        assert (y <= upper).all()
+
+
 @each
 def test_projecting_twice_changes_nothing(name):
     project = PROJECTIONS[name][0]

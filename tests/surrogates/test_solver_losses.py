@@ -384,3 +384,20 @@ def test_compile_breaks_the_graph_or_refuses(make, needs):
     torch._dynamo.reset()
     with pytest.raises(torch._dynamo.exc.Unsupported, match="difflayers: a solver runs on the host"):
         torch.compile(f, backend="eager", fullgraph=True)(predicted)
+
+
+def test_fenchel_young_with_the_frank_wolfe_rule():
+    """Omega = lam / 2 |x|^2: the loss is the Fenchel-Young gap, its gradient the solution minus the regularised one."""
+    oracle, lam = dl.oracles.TopK(5, 2), 1.7
+    rule = dl.rules.FrankWolfe(lam)
+    loss = dl.losses.FenchelYoung(oracle, regularisation=rule, reduction="none")
+    costs = torch.randn(4, 5, dtype=torch.float64, requires_grad=True)
+    truth = oracle.solve(torch.randn(4, 5, dtype=torch.float64))
+    value = loss(costs, truth)
+    regularised = rule(oracle, costs.detach())
+    omega = lambda x: lam / 2 * x.square().sum(-1)  # noqa: E731
+    lowest = (costs.detach() * regularised).sum(-1) + omega(regularised)
+    torch.testing.assert_close(value, (costs * truth).sum(-1) + omega(truth) - lowest)
+    assert (value >= 0).all()
+    (gradient,) = torch.autograd.grad(value.sum(), costs)
+    torch.testing.assert_close(gradient, truth - regularised)
