@@ -28,11 +28,17 @@ class SolutionPool:
     Where rows differ in their feasible sets, `keys` says which row is which instance: a solution of one is not
     feasible for another.
 
+    Returns:
+        Of `add`, how many were new; of `best`, the cheapest known solution of every row of costs `[..., *cost_shape]`.
+
     Raises:
         TypeError, ValueError: size is not a positive integer; shapes that do not fit; NaN or infinite costs.
 
     Cost:
         Of `add`, one hash a row; of `best`, one matrix product.
+
+    Transforms:
+        none: it has no gradient.
 
     References:
         Mulamba, Mandi, Diligenti, Lombardi, Bucarey, Guns, "Contrastive Losses and Solution Caching for
