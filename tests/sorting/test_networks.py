@@ -171,7 +171,9 @@ def test_kernels_run_the_same_tables(network):
 class TestCustomNetwork:
     table = ((0, 1), (2, 3), (0, 2), (1, 3), (1, 2))
 
-    @pytest.mark.parametrize("make", [list, np.array, lambda t: [list(p) for p in t], tuple], ids=["list", "array", "lists", "tuple"])
+    @pytest.mark.parametrize(
+        "make", [list, np.array, lambda t: [list(p) for p in t], tuple], ids=["list", "array", "lists", "tuple"]
+    )
     def test_works_in_every_function(self, make):
         network = dl.Network(make(self.table))
         assert (network.n, len(network.layers)) == (4, 3)
