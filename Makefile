@@ -20,13 +20,15 @@ export DIFFLAYERS_REQUIRE_KERNELS := 1
 demo: $(VENV)/installed
 	$(BIN)/python examples/rank_digits.py $(ARGS)
 
-# one thread: the tests' work is small, and a parallel region on a busy core costs more than it saves
+# two processes of one thread: the tests' work is small, and a parallel region on a busy core costs more than it saves
 test: $(VENV)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 $(ARGS)
 
 bench: $(VENV)/peers
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_sorting.py --out docs/benchmarks.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_choosing.py --out docs/benchmarks-choosing.md $(ARGS)
+	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_oracles.py
+	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_solvers.py
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
