@@ -84,7 +84,7 @@ def test_tours_in_time():
     random = np.random.default_rng(0)
     costs = random.random((1, 80 * 79 // 2))
     result = assert_anytime(TravelingSalesman(80, time_limit=1.5), costs)
-    assert result.status == Status.FEASIBLE
+    assert result.status <= Status.FEASIBLE  # a fast machine proves it
     by_routing = assert_anytime(TravelingSalesman(80, time_limit=0.5, method="routing"), costs - 0.5)
     assert by_routing.status == Status.FEASIBLE
 
