@@ -4,6 +4,7 @@ from . import (
     diagnostics,
     distributions,
     estimators,
+    gates,
     losses,
     oracles,
     protocols,
@@ -43,6 +44,7 @@ from .estimators import (
     straight_through,
     straight_through_bernoulli,
 )
+from .gates import TrainableGate
 from .rules import Blackbox, SolverLayer
 from .sorting import (
     Network,
@@ -95,6 +97,7 @@ __all__ = [
     "SurCoResult",
     "TopK",
     "TopKResult",
+    "TrainableGate",
     "UnsupportedOperationError",
     "build_info",
     "debug",
@@ -103,6 +106,7 @@ __all__ = [
     "entmax15",
     "estimators",
     "expectation",
+    "gates",
     "gapped_straight_through",
     "gumbel_rao",
     "gumbel_softmax",

@@ -1,0 +1,203 @@
+"""What of a model can be removed: export, propagation, and the groups of units that come out."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, fx, nn
+
+from ..errors import UnsupportedOperationError
+from . import _layers, _rules  # noqa: F401  (register their rules)
+from ._atoms import ALWAYS, NONE, compact, varying
+from ._propagate import Propagation, operator_name
+
+__all__ = ["Analysis", "Factor", "Group", "Resize", "Term", "analyse"]
+
+RESIZING = {"view", "reshape", "_unsafe_view", "unflatten", "expand", "split_with_sizes", "split", "repeat", "narrow"}
+
+
+class Group(NamedTuple):
+    """Units that occupy the same parameter dimensions.
+
+    Attributes:
+        name: after the first parameter that makes them.
+        size: how many units.
+        units: for each dimension (parameter, dim) the unit `[size of the dimension]` of every index; -1: not of the group.
+        consumers: the dimensions among these whose masking closes a unit.
+    """
+
+    name: str
+    size: int
+    units: dict[tuple[str, int], Tensor]
+    consumers: tuple[tuple[str, int], ...]
+
+
+class Factor(NamedTuple):
+    """A share that is left: `constant` + the sum over groups of counts `[size]` times open, over `whole`."""
+
+    constant: float
+    counts: dict[str, Tensor]
+    whole: float
+
+
+class Term(NamedTuple):
+    """`amount` times the product of the factors."""
+
+    amount: float
+    factors: tuple[Factor, ...]
+
+
+class Resize(NamedTuple):
+    """A size that the model's code may have written down: of a dimension of a reshaped tensor."""
+
+    module: str
+    node: str
+    size: int
+    factor: Factor
+
+
+class Analysis(NamedTuple):
+    """The groups of a model, its cost, and what was left out."""
+
+    groups: list[Group]
+    flops: list[Term]
+    parameters: list[Term]
+    resizes: list[Resize]
+    unknown: dict[str, str]
+
+
+def analyse(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, skip_unknown: bool, allow_inexact: bool
+) -> Analysis:
+    """The units of a model, from its graph on the example inputs; the model is not changed."""
+    program = exported(model, args, kwargs)
+    signature = program.graph_signature
+    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    names = {placeholder: name for placeholder, name in names.items() if name in tensors}
+    run = Propagation(
+        {name: tuple(tensors[name].shape) for name in dict.fromkeys(names.values())},
+        skip_unknown=skip_unknown, allow_inexact=allow_inexact,
+    )  # fmt: skip
+    run.run(program.graph, names)
+    roots = _rectangular(run)
+    groups, unit_of = _groups(run, roots)
+    flops = [Term(2 * work.macs, tuple(_factor(roots[atoms], unit_of) for atoms in work.factors)) for work in run.work]
+    trainable = [name for name, _ in model.named_parameters() if name in run.atoms.shapes]
+    parameters = [
+        Term(
+            float(tensors[name].numel()),
+            tuple(_factor(roots[run.atoms.of_dimension[name, d]], unit_of) for d in range(tensors[name].dim())),
+        )
+        for name in trainable
+    ]
+    return Analysis(groups, flops, parameters, _resizes(run, roots, unit_of), run.unknown)
+
+
+def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
+    """The model's graph, in evaluation mode; the mode is restored."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(model, args, kwargs, strict=False)
+    except Exception as error:
+        raise UnsupportedOperationError(
+            f"difflayers.gates.attach: the model cannot be traced by torch.export ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}); control flow that depends on values must be taken out "
+            f"of the forward, or the part that can be traced be gated by itself"
+        ) from error
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+def _rectangular(run: Propagation) -> Tensor:
+    """The roots of all atoms, after ties that make what remains of every tensor a tensor: labels run along one dimension
+    of it at most, the one with the most of them."""
+    for _ in range(50):
+        roots = run.atoms.roots()
+        changed = False
+        for labels, _ in run.seen:
+            (small,) = compact(labels)
+            resolved = torch.where(small == NONE, NONE, roots[small.clamp(min=0)])
+            over = varying(resolved)
+            if len(over) < 2:
+                continue
+            found = {d: resolved.movedim(d, 0).flatten(1)[:, 0].unique().tolist() for d in over}
+            # the same choice wherever the same labels are, however they are turned
+            best = min(over, key=lambda d: (-len(found[d]), found[d]))
+            for d in over:
+                if d != best:
+                    run.atoms.tie(resolved, resolved.narrow(d, 0, 1).expand_as(resolved))
+            changed = True
+        if not changed:
+            return roots
+    raise AssertionError("ties do not settle")
+
+
+def _groups(run: Propagation, roots: Tensor) -> tuple[list[Group], dict[int, tuple[str, int]]]:
+    """Groups of units, and the (group, unit) of each root."""
+    places: dict[int, list[tuple[str, int]]] = {}
+    for place, atoms in run.atoms.of_dimension.items():
+        for root in roots[atoms].unique().tolist():
+            if root != ALWAYS:
+                places.setdefault(root, []).append(place)
+    together: dict[tuple[tuple[str, int], ...], list[int]] = {}
+    for root in sorted(places):
+        together.setdefault(tuple(places[root]), []).append(root)
+    groups: list[Group] = []
+    unit_of: dict[int, tuple[str, int]] = {}
+    for where, members in together.items():
+        consumers = tuple(place for place in where if place in run.consumers)
+        if not consumers or len(where) < 2 or len(members) < 2:
+            continue
+        makers = [place for place in where if place not in run.consumers] or list(where)
+        name = makers[0][0].rsplit(".", 1)[0].replace(".", "_") if "." in makers[0][0] else makers[0][0]
+        while any(name == group.name for group in groups):
+            name += "_"
+        table = torch.full((len(roots),), -1)
+        table[torch.tensor(members)] = torch.arange(len(members))
+        units = {place: table[roots[run.atoms.of_dimension[place]]] for place in where}
+        groups.append(Group(name, len(members), units, consumers))
+        unit_of.update({root: (name, i) for i, root in enumerate(members)})
+    return groups, unit_of
+
+
+def _factor(roots: Tensor, unit_of: dict[int, tuple[str, int]]) -> Factor:
+    values, counts = roots.flatten().unique(return_counts=True)
+    constant, of_groups = 0.0, {}
+    sizes: dict[str, int] = {}
+    for name, unit in unit_of.values():
+        sizes[name] = max(sizes.get(name, 0), unit + 1)
+    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
+        if value in unit_of:
+            name, unit = unit_of[value]
+            of_groups.setdefault(name, torch.zeros(sizes[name], dtype=torch.float64))[unit] += count
+        else:
+            constant += count
+    return Factor(constant, of_groups, float(roots.numel()))
+
+
+def _resizes(run: Propagation, roots: Tensor, unit_of: dict[int, tuple[str, int]]) -> list[Resize]:
+    result = []
+    for labels, node in run.seen:
+        if operator_name(node) not in RESIZING:
+            continue
+        (small,) = compact(labels)
+        resolved = torch.where(small == NONE, NONE, roots[small.clamp(min=0)])
+        for d in varying(resolved):
+            factor = _factor(resolved.movedim(d, 0).flatten(1)[:, 0], unit_of)
+            stack = list((node.meta.get("nn_module_stack") or {}).values())
+            for module in {path for path, _ in stack} | {""}:
+                result.append(Resize(module, node.name, small.shape[d], factor))
+    return result
+
+
+def module_of(node: fx.Node) -> str:
+    """The path of the innermost module that the node belongs to."""
+    stack = list((node.meta.get("nn_module_stack") or {}).values())
+    return stack[-1][0] if stack else ""

@@ -1,0 +1,160 @@
+"""Gates on the channels of a model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .. import _checks
+from ._analysis import Analysis, Group, Term, analyse
+from .gate import Gate, TrainableGate
+
+__all__ = ["Gated", "attach"]
+
+
+class Gated(nn.Module):
+    """A model whose channels have gates; made by `difflayers.gates.attach`.
+
+    Called as the model. A closed gate means exactly that the channel does not exist: the weights that meet it as an
+    input are multiplied by the gate, so whatever the channel holds (a bias, a sigmoid's one half, a padded border) reaches
+    nothing. The model itself is not changed, and its parameters are trained as before.
+
+    Attributes:
+        model: the model; its parameters are those that were given.
+        gates: `nn.ModuleDict` of `Gate`, one a group.
+        groups: what each gate's entries are (`Group`).
+    """
+
+    def __init__(self, model: nn.Module, analysis: Analysis, make: Callable[[int], Gate], example: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.gates = nn.ModuleDict({group.name: make(group.size) for group in analysis.groups})
+        self.groups: dict[str, Group] = {group.name: group for group in analysis.groups}
+        self.analysis = analysis
+        self.example = example
+        self._masked: dict[str, list[tuple[int, str]]] = {}
+        for group in analysis.groups:
+            for name, dim in group.consumers:
+                units = group.units[name, dim]
+                self.register_buffer(_key(name, dim), torch.where(units < 0, group.size, units), persistent=False)
+                self._masked.setdefault(name, []).append((dim, group.name))
+
+    def values(self) -> dict[str, Tensor]:
+        """The gates' values now, by group."""
+        return {name: gate() for name, gate in self.gates.items()}
+
+    def masked(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The parameters that meet gated channels, multiplied by the gates' values."""
+        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+        padded = {name: torch.cat([value, value.new_ones(1)]) for name, value in values.items()}
+        result = {}
+        for name, places in self._masked.items():
+            parameter = parameters[name]
+            for dim, group in places:
+                mask = padded[group].to(parameter.dtype)[getattr(self, _key(name, dim))]
+                parameter = parameter * mask.view([-1 if d == dim else 1 for d in range(parameter.dim())])
+            result[name] = parameter
+        return result
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The model's output with the gated channels."""
+        return functional_call(self.model, self.masked(self.values()), args, kwargs)
+
+    def opened(self) -> dict[str, Tensor]:
+        """Which units of each group are open for good, bool."""
+        return {name: gate.opened() for name, gate in self.gates.items()}  # pyright: ignore[reportCallIssue]
+
+    def cost(self, kind: str = "flops", values: dict[str, Tensor] | None = None) -> Tensor:
+        """FLOPs of the example, or parameters, of what the gates leave, with a gradient by their openness."""
+        terms = self._terms(kind)
+        if values is None:
+            values = {name: gate.openness() for name, gate in self.gates.items()}  # pyright: ignore[reportCallIssue]
+        total = torch.zeros((), dtype=torch.float64)
+        for term in terms:
+            product: Any = term.amount
+            for factor in term.factors:
+                share: Any = factor.constant
+                for name, counts in factor.counts.items():
+                    share = share + (counts.to(values[name].device) * values[name].double()).sum()
+                product = product * (share / factor.whole)
+            total = total + product
+        return total
+
+    def _terms(self, kind: str) -> list[Term]:
+        _checks.choice("difflayers.gates", "kind", kind, ("flops", "parameters"))
+        return self.analysis.flops if kind == "flops" else self.analysis.parameters
+
+    def full_cost(self, kind: str = "flops") -> float:
+        """FLOPs of the example, or parameters, of the dense model."""
+        return sum(term.amount for term in self._terms(kind))
+
+
+def attach(
+    model: nn.Module,
+    example_inputs: Any,
+    example_kwargs: dict[str, Any] | None = None,
+    *,
+    unknown: str = "raise",
+    inexact: str = "refuse",
+    gate: Callable[[int], Gate] = TrainableGate,
+) -> Gated:
+    """Finds what can be removed from a model, and puts a gate on every group of it.
+
+    The model is traced by `torch.export` on the example inputs; what happens to every single channel is followed through
+    the graph, so that channels of different layers that can only vanish together (residual streams, batch norms, both
+    halves of a gated linear unit, the heads of attention) become one unit, and units that occupy the same places one
+    group with one gate. Model outputs are never gated. Needs no gradients: frozen models can be gated.
+
+    Args:
+        model: any module that torch.export can trace. It is used as it is, not copied.
+        example_inputs: a tensor, or a tuple of the forward's arguments.
+        example_kwargs: its keyword arguments.
+        unknown: "raise" for an operation that is not understood, or "skip" to leave what touches it as it is
+            (`gated.analysis.unknown` says which); it is never taken for element-wise.
+        inexact: "refuse" leaves out channels over which statistics are taken (LayerNorm streams).
+        gate: makes a gate of n entries.
+
+    Returns:
+        `Gated`, to be called and trained in the model's place; `difflayers.gates.prune` makes it small.
+
+    Raises:
+        UnsupportedOperationError: the model cannot be traced, or an operation is not understood.
+        ValueError: nothing can be removed, or an argument is out of its range.
+
+    Cost, transforms:
+        A trace of the model, and time and memory of a few runs of it; training costs one product of each gated weight.
+
+    References:
+        Kim, Park, Jung, Choe, AAAI 2020, arXiv 1904.10921.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Sigmoid(), nn.Flatten(), nn.Linear(8 * 36, 2))
+        >>> gated = dl.gates.attach(net, torch.randn(1, 1, 8, 8))
+        >>> {name: gate.n for name, gate in gated.gates.items()}
+        {'0': 8}
+    """
+    name = "difflayers.gates.attach"
+    _checks.choice(name, "unknown", unknown, ("raise", "skip"))
+    _checks.choice(name, "inexact", inexact, ("refuse", "allow"))
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{name}: argument 'model' must be a torch.nn.Module, got {type(model).__name__}")
+    args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    kwargs = dict(example_kwargs or {})
+    analysis = analyse(model, args, kwargs, skip_unknown=unknown == "skip", allow_inexact=inexact == "allow")
+    if not analysis.groups:
+        raise ValueError(
+            f"{name}: argument 'model' has no channels that can be removed without changing what the others compute; "
+            f"outputs, inputs and (with inexact='refuse') what statistics are taken over stay whole"
+        )
+    return Gated(model, analysis, gate, copy.deepcopy((args, kwargs)))
+
+
+def _key(name: str, dim: int) -> str:
+    return f"_units_{name.replace('.', '__')}_{dim}"

@@ -1,0 +1,275 @@
+"""The removal of closed channels, and the proof that nothing else changed."""
+
+from __future__ import annotations
+
+import copy
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import Error
+from ._analysis import Factor
+from .attach import Gated
+
+__all__ = ["PruningError", "prune"]
+
+
+class PruningError(Error):
+    """The pruned model would not compute what the gated one does; nothing was changed."""
+
+
+def prune(gated: Gated, *, verify: bool = True, tolerance: float = 1e-10) -> nn.Module:
+    """The model without the channels whose gates are closed, as an ordinary module.
+
+    Works on a copy: the gated model stays as it is. Parameters and buffers lose the indices of closed units; sizes that
+    modules remember (`in_features`, `num_heads`, `groups`, and integers of a user's own modules that reshapes depend on)
+    are rewritten.
+
+    Args:
+        gated: of `attach`; its gates say what is closed (`gated.opened()`).
+        verify: compares both models in float64, on the example and on random inputs of its shape.
+        tolerance: the largest difference allowed, relative to the largest output.
+
+    Returns:
+        A copy of the model, smaller, in the same training mode.
+
+    Raises:
+        PruningError: the outputs differ, naming the first module whose output does; or sizes written in the model's code
+            cannot be rewritten.
+        ValueError: a group would lose its last unit.
+
+    Cost, transforms:
+        A copy of the model, and four runs of it.
+
+    References:
+        None.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> from torch import nn
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> gated = dl.gates.attach(net, torch.randn(1, 4))
+        >>> gated.gates["0"].weight.data[3:] = -1
+        >>> dl.gates.prune(gated)
+        Sequential(
+          (0): Linear(in_features=4, out_features=3, bias=True)
+          (1): ReLU()
+          (2): Linear(in_features=3, out_features=2, bias=True)
+        )
+    """
+    if not isinstance(gated, Gated):
+        raise TypeError(
+            f"difflayers.gates.prune: argument 'gated' must be what difflayers.gates.attach returns, "
+            f"got {type(gated).__name__}"
+        )
+    opened = {name: value.cpu() for name, value in gated.opened().items()}
+    for name, value in opened.items():
+        if not bool(value.any()):
+            raise ValueError(
+                f"difflayers.gates.prune: group '{name}' would lose its last of {len(value)} units; keep one open, or "
+                f"take the layer out"
+            )
+    small = copy.deepcopy(gated.model)
+    kept = _kept(gated, opened)
+    _cut(small, kept)
+    candidates = _sizes_in_code(gated, small, opened)
+    if not verify and not candidates:
+        return small
+    return _verified(gated, small, candidates, opened, tolerance if verify else float("inf"))
+
+
+def _kept(gated: Gated, opened: dict[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+    """For each parameter and buffer, the indices that stay along each dimension that changes."""
+    result: dict[str, dict[int, Tensor]] = {}
+    for group in gated.groups.values():
+        alive = torch.cat([opened[group.name], torch.ones(1, dtype=torch.bool)])
+        for (name, dim), units in group.units.items():
+            stays = alive[units]  # -1 is the last one: not of this group
+            table = result.setdefault(name, {})
+            table[dim] = table[dim] & stays if dim in table else stays
+    return {
+        name: {dim: stays.nonzero().squeeze(-1) for dim, stays in table.items() if not bool(stays.all())}
+        for name, table in result.items()
+    }
+
+
+def _cut(model: nn.Module, kept: dict[str, dict[int, Tensor]]) -> None:
+    """Shortens parameters, buffers and what modules remember of them."""
+    made: dict[int, Any] = {}
+    for path, module in model.named_modules():
+        prefix = f"{path}." if path else ""
+        changed = False
+        for store in (module._parameters, module._buffers):
+            for name, tensor in store.items():
+                dims = kept.get(prefix + name, {})
+                if tensor is None:
+                    continue
+                if id(tensor) in made:
+                    store[name] = made[id(tensor)]
+                    changed = True
+                elif dims:
+                    data = tensor.detach()
+                    for dim, index in dims.items():
+                        data = data.index_select(dim, index.to(data.device))
+                    new: Any = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+                    made[id(tensor)] = store[name] = new
+                    changed = True
+        if changed:
+            _remember(module)
+
+
+def _remember(module: nn.Module) -> None:
+    """The sizes that torch's own layers remember."""
+    weight: Any = getattr(module, "weight", None)
+    layer: Any = module
+    if isinstance(module, nn.Linear):
+        layer.out_features, layer.in_features = weight.shape
+    elif isinstance(module, nn.Embedding):
+        layer.num_embeddings, layer.embedding_dim = weight.shape
+    elif isinstance(module, nn.modules.conv._ConvNd):
+        depthwise = layer.groups == layer.in_channels and layer.groups > 1
+        if layer.transposed:
+            layer.groups = weight.shape[0] if depthwise else layer.groups
+            layer.in_channels, layer.out_channels = weight.shape[0], weight.shape[1] * layer.groups
+        else:
+            if depthwise:
+                layer.groups = weight.shape[0] * layer.groups // layer.out_channels
+            layer.out_channels, layer.in_channels = weight.shape[0], weight.shape[1] * layer.groups
+    elif isinstance(module, (nn.modules.batchnorm._NormBase,)):
+        tensor = weight if weight is not None else layer.running_mean
+        layer.num_features = tensor.shape[0]
+    elif isinstance(module, nn.GroupNorm):
+        layer.num_groups = layer.num_groups * weight.shape[0] // layer.num_channels
+        layer.num_channels = weight.shape[0]
+    elif isinstance(module, nn.PReLU):
+        layer.num_parameters = weight.shape[0]
+
+
+def _left(factor: Factor, opened: dict[str, Tensor]) -> int:
+    return round(factor.constant + sum(float((counts * opened[name]).sum()) for name, counts in factor.counts.items()))
+
+
+def _sizes_in_code(gated: Gated, model: nn.Module, opened: dict[str, Tensor]) -> list[tuple[nn.Module, str, int]]:
+    """Integers that modules keep and that are the size of something reshaped in them: (module, attribute, new size)."""
+    modules = dict(model.named_modules())
+    found: dict[tuple[int, str], tuple[nn.Module, str, int]] = {}
+    for resize in gated.analysis.resizes:
+        size = _left(resize.factor, opened)
+        module = modules.get(resize.module)
+        if module is None or size == resize.size:
+            continue
+        for name, value in vars(module).items():
+            if type(value) is int and value == resize.size and name != "training":
+                found[id(module), name] = (module, name, size)
+    return list(found.values())
+
+
+def _verified(
+    gated: Gated,
+    small: nn.Module,
+    candidates: list[tuple[nn.Module, str, int]],
+    opened: dict[str, Tensor],
+    tolerance: float,
+) -> nn.Module:
+    """The pruned model with those sizes rewritten that make it compute what the gated one does."""
+    problems = _inputs(gated.example)
+    expected = [_run_gated(gated, opened, *problem) for problem in problems]
+    # most often all of them are to be rewritten, or none; then any subset of a few
+    choices = [(True,) * len(candidates), (False,) * len(candidates)]
+    choices += [c for c in product((True, False), repeat=min(len(candidates), 6)) if len(c) == len(candidates)]
+    worst: float | str = float("inf")
+    original = [getattr(module, name) for module, name, _ in candidates]
+    for choice in dict.fromkeys(choices):
+        for (module, name, size), old, use in zip(candidates, original, choice, strict=True):
+            setattr(module, name, size if use else old)
+        try:
+            differences = [_difference(_run(small, *p), e) for p, e in zip(problems, expected, strict=True)]
+        except Exception as error:  # a size that does not fit
+            worst = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            continue
+        if max(differences) <= tolerance:
+            return small
+        worst = max(differences)
+    raise PruningError(
+        f"difflayers.gates.prune: the pruned model does not compute what the gated one does "
+        f"({'difference ' + format(worst, '.3g') if isinstance(worst, float) else worst}); "
+        f"{_blame(gated, small, opened, problems[0])}; the gated model is unchanged"
+    )
+
+
+def _inputs(example: Any) -> list[Any]:
+    """The example in float64, and random inputs of its shape (integers stay)."""
+    args, kwargs = example
+    generator = torch.Generator().manual_seed(0)
+
+    def exact(value: Any) -> Any:
+        return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    def other(value: Any) -> Any:
+        if isinstance(value, Tensor) and value.is_floating_point():
+            return torch.randn(value.shape, dtype=torch.float64, generator=generator).to(value.device)
+        return value
+
+    tree = torch.utils._pytree.tree_map
+    return [(tree(exact, args), tree(exact, kwargs)), (tree(other, args), tree(other, kwargs))]
+
+
+def _run(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
+    exact = copy.deepcopy(model).double().eval()
+    with torch.no_grad():
+        return [t for t in torch.utils._pytree.tree_leaves(exact(*args, **kwargs)) if isinstance(t, Tensor)]
+
+
+def _run_gated(gated: Gated, opened: dict[str, Tensor], args: Any, kwargs: Any) -> list[Tensor]:
+    exact = copy.deepcopy(gated).double().eval()
+    masks = exact.masked({name: value.double() for name, value in opened.items()})
+    with torch.no_grad():
+        result = torch.func.functional_call(exact.model, masks, args, kwargs)
+    return [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
+
+
+def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
+    worst = 0.0
+    for a, b in zip(found, expected, strict=True):
+        if a.shape != b.shape:
+            return float("inf")
+        if a.numel():
+            scale = max(1.0, float(b.abs().max()))
+            apart = float((a.double() - b.double()).abs().max()) / scale
+            worst = max(worst, apart if apart == apart else float("inf"))
+    return worst
+
+
+def _blame(gated: Gated, small: nn.Module, opened: dict[str, Tensor], problem: Any) -> str:
+    """The first module whose output differs where it can be compared (equal shapes)."""
+    outputs: list[dict[str, Any]] = []
+    for side in ("gated", "pruned"):
+        model = copy.deepcopy(gated.model if side == "gated" else small).double().eval()
+        seen: dict[str, Any] = {}
+        hooks = [
+            module.register_forward_hook(lambda m, i, o, path=path, seen=seen: seen.setdefault(path, o))
+            for path, module in model.named_modules()
+        ]
+        try:
+            with torch.no_grad():
+                if side == "gated":
+                    exact = copy.deepcopy(gated).double().eval()
+                    masks = exact.masked({name: value.double() for name, value in opened.items()})
+                    torch.func.functional_call(model, masks, *problem)
+                else:
+                    model(*problem[0], **problem[1])
+        except Exception as error:
+            last = next(reversed(seen), "the first module")
+            return f"it fails after '{last}' with {type(error).__name__}"
+        finally:
+            for hook in hooks:
+                hook.remove()
+        outputs.append(seen)
+    for path, expected in outputs[0].items():
+        found = outputs[1].get(path)
+        same = isinstance(found, Tensor) and isinstance(expected, Tensor) and found.shape == expected.shape
+        if same and _difference([found], [expected]) > 1e-8:
+            return f"the first module whose output differs is '{path}'"
+    return "no module's own output differs"
