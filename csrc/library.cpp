@@ -70,6 +70,13 @@ STABLE_TORCH_LIBRARY(difflayers, library) {
   library.def(
       "permutahedron_backward(Tensor gradient, Tensor x, Tensor? temperature, Tensor result, Tensor order, "
       "Tensor starts, float constant, str task, bool entropic, bool of_temperature) -> (Tensor, Tensor)");
+
+  // Minimal solvers, float64; see cpu/minimal.h. Returns models [B, solutions, parameters], how many each sample has
+  // [B], condition numbers [B, solutions] or [0].
+  library.def("minimal_solve(Tensor samples, str problem, bool with_condition) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "minimal_backward(Tensor gradient, Tensor models, Tensor counts, Tensor samples, str problem, float worst) "
+      "-> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difflayers, CompositeExplicitAutograd, library) {

@@ -304,6 +304,18 @@ def _define_permutahedron() -> tuple[Any, Any]:
     return forward, backward
 
 
+def minimal_solve(sample: Tensor, problem: str, with_condition: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples `[B, k, d]` float64 -> models `[B, solutions, parameters]`, counts `[B]`, condition numbers."""
+    return torch.ops.difflayers.minimal_solve.default(sample, problem, with_condition)
+
+
+def minimal_backward(
+    gradient: Tensor, models: Tensor, counts: Tensor, sample: Tensor, problem: str, worst: float
+) -> Tensor:
+    """The gradient by samples of sum(gradient * models)."""
+    return torch.ops.difflayers.minimal_backward.default(gradient, models, counts, sample, problem, worst)
+
+
 if COMPILED:
     transport = _define_transport()
     permutahedron, permutahedron_backward = _define_permutahedron()
