@@ -12,6 +12,7 @@
 #include <tuple>
 
 #include "minimal_homography.h"
+#include "minimal_pose.h"
 
 namespace difflayers::cpu {
 namespace {
@@ -23,6 +24,7 @@ using torch::stable::Tensor;
 template <class F>
 auto with_problem(const std::string& name, F f) {
   if (name == "homography") return f(minimal::Homography{});
+  if (name == "pose") return f(minimal::Pose{});
   STD_TORCH_CHECK(false, "difflayers: no minimal problem is called ", name);
 }
 

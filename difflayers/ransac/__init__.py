@@ -1,5 +1,6 @@
 """Fitting models to points of which many are wrong: generalized differentiable RANSAC."""
 
+from .absolute_pose import AbsolutePose
 from .homography import Homography
 from .line import Line2D
 from .ransac import RANSAC
@@ -12,6 +13,7 @@ from .solver import MinimalSolver, Solutions
 __all__ = [
     "MSAC",
     "RANSAC",
+    "AbsolutePose",
     "Homography",
     "Hypotheses",
     "LeastSquares",
