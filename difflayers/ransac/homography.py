@@ -66,26 +66,40 @@ class Homography(ImplicitSolver):
             points, weights = points.double(), weights.double()
             total = weights.sum(-1, keepdim=True)
             share = (weights / torch.where(total > 0, total, 1.0)).unsqueeze(-1)
-            mean = (share * points).sum(-2, keepdim=True)
-            spread = (share * (points - mean).square()).sum(-2, keepdim=True).unflatten(-1, (2, 2)).mean(-1).sqrt()
-            spread = torch.where(spread > 0, spread, 1.0).repeat_interleave(2, -1)
-            moved = (points - mean) / spread
+            moved, mean, spread = _normalised(points, share)
             design = _direct_linear_transform(moved) * weights.sqrt().repeat(*([1] * (weights.dim() - 1)), 2).unsqueeze(
                 -1
             )
             values, vectors = torch.linalg.eigh(design.mT @ design)
             h = vectors[..., 0].unflatten(-1, (3, 3))
             valid = ((weights > 0).sum(-1) >= 4) & (values[..., 1] > 1e-14 * values[..., 8])
-            h = _transform(mean[..., 0, 2:], spread[..., 0, 2], inverse=True) @ h
-            h = h @ _transform(mean[..., 0, :2], spread[..., 0, 0])
+            h = _unnormalised(h, mean, spread)
             length = h.flatten(-2).norm(dim=-1)[..., None, None]
             return (h / torch.where(length > 0, length, 1.0)).to(dtype), valid & (length[..., 0, 0] > 0)
 
     def reference(self, sample: Tensor) -> tuple[Tensor, Tensor]:
         """The null vector of the direct linear transform."""
-        _, singular, right = torch.linalg.svd(_direct_linear_transform(sample), full_matrices=True)
+        moved, mean, spread = _normalised(sample, torch.full_like(sample[..., :1], 0.25))
+        _, singular, right = torch.linalg.svd(_direct_linear_transform(moved), full_matrices=True)
+        h = _unnormalised(right[:, 8].unflatten(-1, (3, 3)), mean, spread)
+        length = h.flatten(1).norm(dim=-1)[:, None, None]
         counts = (singular[:, 7] > 1e-12 * singular[:, 0]).long()
-        return right[:, 8:].unflatten(-1, (3, 3)), counts
+        return (h / torch.where(length > 0, length, 1.0)).unsqueeze(1), counts
+
+
+def _normalised(points: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Points moved to the mean 0 and the mean square 1 in each image, what was subtracted, and the divisor; the shares
+    `[..., n, 1]` sum to 1."""
+    mean = (share * points).sum(-2, keepdim=True)
+    spread = (share * (points - mean).square()).sum(-2, keepdim=True).unflatten(-1, (2, 2)).mean(-1).sqrt()
+    spread = torch.where(spread > 0, spread, 1.0).repeat_interleave(2, -1)
+    return (points - mean) / spread, mean.squeeze(-2), spread.squeeze(-2)
+
+
+def _unnormalised(h: Tensor, mean: Tensor, spread: Tensor) -> Tensor:
+    """The homography of the given points, from that of the normalised ones."""
+    h = _transform(mean[..., 2:], spread[..., 2], inverse=True) @ h
+    return h @ _transform(mean[..., :2], spread[..., 0])
 
 
 def _direct_linear_transform(points: Tensor) -> Tensor:
