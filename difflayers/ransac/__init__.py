@@ -3,27 +3,46 @@
 from .absolute_pose import AbsolutePose
 from .homography import Homography
 from .line import Line2D
+from .losses import PoseError, epipolar_loss, expected_loss, inlier_cross_entropy, pose_error, residual_loss
+from .metrics import auc_binned, auc_exact, success_rate
 from .ransac import RANSAC
 from .refiners import LeastSquares, Refiner
 from .result import Hypotheses, RansacResult, RansacStatus
-from .samplers import Sampler, Uniform
+from .samplers import PROSAC, GumbelTopK, Sampler, Uniform, Weighted
 from .scorers import MSAC, Scorer
+from .selection import Best, Mean, Selection, Softmax
 from .solver import MinimalSolver, Solutions
 
 __all__ = [
     "MSAC",
+    "PROSAC",
     "RANSAC",
     "AbsolutePose",
+    "Best",
+    "GumbelTopK",
     "Homography",
     "Hypotheses",
     "LeastSquares",
     "Line2D",
+    "Mean",
     "MinimalSolver",
+    "PoseError",
     "RansacResult",
     "RansacStatus",
     "Refiner",
     "Sampler",
     "Scorer",
+    "Selection",
+    "Softmax",
     "Solutions",
     "Uniform",
+    "Weighted",
+    "auc_binned",
+    "auc_exact",
+    "epipolar_loss",
+    "expected_loss",
+    "inlier_cross_entropy",
+    "pose_error",
+    "residual_loss",
+    "success_rate",
 ]

@@ -12,7 +12,7 @@ from ..errors import UnsupportedOperationError
 from ._search import Problems, hypotheses_of, inliers_of, search
 from .refiners import Refiner, default_refiner
 from .result import Hypotheses, RansacResult, RansacStatus
-from .samplers import Sampler, Uniform
+from .samplers import GumbelTopK, Sampler
 from .scorers import MSAC, Scorer
 from .scoring import scores
 from .solver import MinimalSolver
@@ -121,7 +121,7 @@ class RANSAC(nn.Module):
                 self.register_buffer("threshold", value)
         else:
             self.threshold = _checks.number(name, "threshold", threshold, above=0)
-        self.sampler = Uniform() if sampler is None else sampler
+        self.sampler = GumbelTopK() if sampler is None else sampler
         self.scorer = MSAC() if scorer is None else scorer
         self.refiner = default_refiner(model, name, "refiner", refiner)
         self.local = default_refiner(model, name, "local", local)

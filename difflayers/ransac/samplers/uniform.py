@@ -6,17 +6,47 @@ import torch
 from torch import Tensor
 
 from ... import _random
-from .base import Sampler
+from ._draw import distinct
+from .base import Sampler, checked
 
 __all__ = ["Uniform"]
 
 
 class Uniform(Sampler):
-    """Every set of points that may be drawn is equally likely; the logits only say which may not (-inf)."""
+    """Every set of points that may be drawn is equally likely; the logits only say which may not (-inf).
+
+    Returns:
+        Of `sample(logits, size, count)`: `[B, count, size]` int64.
+
+    Raises:
+        ValueError: of `sample`: NaN or +inf in logits, fewer finite ones than `size`, a shape other than `[B, N]`.
+
+    Cost, transforms:
+        O(N) a problem for the check of the logits, O(size^2) a sample whatever N. No gradient.
+
+    References:
+        Bentley, Floyd, "Programming Pearls: A Sample of Brilliance", Communications of the ACM, 1987.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> dl.ransac.Uniform().sample(torch.zeros(1, 5), 2, 3, generator=torch.Generator().manual_seed(0)).shape
+        torch.Size([1, 3, 2])
+    """
 
     def sample(
         self, logits: Tensor, size: int, count: int, *, first: int = 0, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws `[B, count, size]` different points."""
-        noise = _random.uniform((len(logits), count, logits.shape[1]), device=logits.device, generator=generator)
-        return noise.masked_fill(logits.isneginf().unsqueeze(1), -1).topk(size, -1).indices
+        logits = checked(self, logits, size, count, first)
+        absent = logits.isneginf()
+        number = (~absent).sum(-1, keepdim=True).expand(-1, count)
+        uniform = _random.uniform((len(logits), count, size), device=logits.device, generator=generator)
+        drawn = distinct(number, uniform)
+        if not bool(absent.any()):
+            return drawn
+        order = absent.byte().sort(dim=-1, stable=True).indices  # those that may be drawn come first
+        return order.gather(1, drawn.flatten(1)).view(drawn.shape)
+
+    def chance(self, logits: Tensor) -> Tensor:
+        """The same for all points that may be drawn."""
+        return torch.zeros_like(logits).masked_fill(logits.isneginf(), -torch.inf).softmax(-1)
