@@ -11,7 +11,10 @@
 #include <string>
 #include <tuple>
 
+#include "minimal_essential.h"
+#include "minimal_fundamental.h"
 #include "minimal_homography.h"
+#include "minimal_pose.h"
 
 namespace difflayers::cpu {
 namespace {
@@ -22,7 +25,10 @@ using torch::stable::Tensor;
 // f(Problem{}) for the problem of this name
 template <class F>
 auto with_problem(const std::string& name, F f) {
+  if (name == "essential") return f(minimal::Essential{});
+  if (name == "fundamental") return f(minimal::Fundamental{});
   if (name == "homography") return f(minimal::Homography{});
+  if (name == "pose") return f(minimal::Pose{});
   STD_TORCH_CHECK(false, "difflayers: no minimal problem is called ", name);
 }
 

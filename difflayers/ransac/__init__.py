@@ -1,5 +1,6 @@
 """Fitting models to points of which many are wrong: generalized differentiable RANSAC."""
 
+from .absolute_pose import AbsolutePose
 from .homography import Homography
 from .line import Line2D
 from .losses import (
@@ -23,6 +24,7 @@ __all__ = [
     "MSAC",
     "PROSAC",
     "RANSAC",
+    "AbsolutePose",
     "Best",
     "GumbelTopK",
     "Homography",

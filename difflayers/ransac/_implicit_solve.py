@@ -72,9 +72,9 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor, *rest: Any) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         exact, models, counts, condition = ctx.saved_tensors
-        solver, gradient = ctx.solver, gradient.double()
+        solver, gradient = ctx.solver, gradients[0].double()
         if _ops.has_kernel("minimal_solve", exact.device):
             rows = gradient.reshape(len(exact), solver.max_solutions, -1)
             of_sample = _ops.minimal_backward(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .refiners import Refiner
+from .result import Hypotheses
 from .samplers import Sampler
 from .scorers import Scorer
 from .scoring import scores
@@ -34,7 +35,12 @@ class Problems(NamedTuple):
 
     def at(self, index: Tensor) -> Problems:
         """The problems with these indices."""
-        return Problems(*(None if field is None else field[index] for field in self))
+        mask = None if self.mask is None else self.mask[index]
+        return Problems(self.points[index], mask, self.logits[index], self.threshold[index])
+
+    def detach(self) -> Problems:
+        """The same without gradient."""
+        return Problems(self.points.detach(), self.mask, self.logits.detach(), self.threshold.detach())
 
 
 class Found(NamedTuple):
@@ -44,13 +50,20 @@ class Found(NamedTuple):
     score: Tensor
     iterations: Tensor
 
+    @staticmethod
+    def nothing(problems: Problems, solver: MinimalSolver) -> Found:
+        """No model yet."""
+        model = problems.points.new_zeros(len(problems.points), *solver.model_shape)
+        score = model.new_full(model.shape[:1], -torch.inf)
+        return Found(model, score, torch.zeros_like(score, dtype=torch.int64))
+
 
 def hypotheses_of(solver: MinimalSolver, sample: Tensor) -> Solutions:
     """The solutions of samples `[B, H, k, d]`, the degenerate and the implausible ones not valid."""
-    solutions = Solutions(*solver.solve(sample))
+    solved = solver.solve(sample)
+    solutions = solved if isinstance(solved, Solutions) else Solutions(*solved)
     with torch.no_grad():
-        shape = solutions.models.shape
-        flat = solutions.models.detach().reshape(*shape[:3], -1)
+        flat = solutions.models.detach().flatten(3)
         valid = solutions.valid & flat.isfinite().all(-1) & ~solver.degenerate(sample).unsqueeze(-1)
         valid &= solver.plausible(solutions.models.detach(), sample.detach().unsqueeze(2))
     keep = valid[(..., *(None,) * len(solver.model_shape))]
@@ -71,58 +84,89 @@ def search(
     scorer: Scorer,
     local: Refiner | None,
     problems: Problems,
+    active: Tensor,
     *,
     confidence: float,
     max_iterations: int,
     candidates: int,
+    keep: bool,
     generator: torch.Generator | None,
-) -> Found:
-    """The best model of each problem.
+) -> tuple[Found, Hypotheses | None]:
+    """The best model of each of the problems with indices `active`, and with keep=True all hypotheses of all problems.
 
     Each round draws samples for the problems that still need them and scores all their models; the best few are
     optimised locally. A problem is done when a sample of inliers only has been drawn with the confidence asked for,
     judged by the inliers of its best model, or at max_iterations.
     """
-    batch, count, _ = problems.points.shape
-    device, dtype = problems.points.device, problems.points.dtype
-    model = torch.zeros((batch, *solver.model_shape), device=device, dtype=dtype)
-    score = torch.full((batch,), -torch.inf, device=device, dtype=dtype)
-    iterations = torch.zeros(batch, dtype=torch.int64, device=device)
-    active, drawn, size = torch.arange(batch, device=device), 0, FIRST_ROUND
-    chance = problems.logits.double().softmax(-1)
+    total, wanted = len(problems.points), active
+    best = Found.nothing(problems, solver)
+    chance = sampler.chance(problems.logits.double())
+    drawn, size, rounds = 0, FIRST_ROUND, []
     while len(active) and drawn < max_iterations:
         size = min(size, max_iterations - drawn)
-        now = problems.at(active) if len(active) < batch else problems
+        now = problems.at(active) if len(active) < total else problems
         samples = sampler.sample(now.logits, solver.sample_size, size, first=drawn, generator=generator)
         found = hypotheses_of(solver, sampler.gather(now.points, now.logits, samples))
         models, valid = found.models.flatten(1, 2), found.valid.flatten(1)
         of_models = scores(solver, scorer, models, now.points, now.mask, now.threshold, valid)
-        best = of_models.topk(min(candidates, of_models.shape[1]), -1)
-        chosen = models[torch.arange(len(active), device=device).unsqueeze(1), best.indices]
-        top_score, top_model = best.values[:, 0], chosen[:, 0]
-        if local is not None:
-            refined = local.refine(solver, chosen, now.points, now.mask, now.threshold)
-            finite = refined.flatten(2).isfinite().all(-1) & best.values.isfinite()
-            of_refined = scores(solver, scorer, refined, now.points, now.mask, now.threshold, finite)
-            value, at = of_refined.max(-1)
-            better = value > top_score
-            top_score = torch.where(better, value, top_score)
-            best_refined = refined[torch.arange(len(active), device=device), at]
-            top_model = torch.where(better[(..., *(None,) * len(solver.model_shape))], best_refined, top_model)
-        improved = top_score > score[active]
+        if keep:
+            rounds.append((active, drawn, Hypotheses(found.models, of_models.view_as(found.valid), found.valid,
+                                                     found.valid, samples, None)))  # fmt: skip
+        model, score = _best_of(solver, scorer, local, now, models, of_models, candidates)
+        improved = score > best.score[active]
         rows = active[improved]
-        model[rows], score[rows] = top_model[improved], top_score[improved]
+        best.model[rows], best.score[rows] = model[improved], score[improved]
         drawn += size
-        iterations[active] = drawn
-        inliers = inliers_of(solver, model[active], now)
-        share = torch.where(inliers, chance[active], 0).sum(-1)
-        # the draws are without replacement: from few points, a set of inliers is rarer than share^k
-        present = count if now.mask is None else now.mask.sum(-1)
-        share = torch.where(share < 1, share - (solver.sample_size - 1) / (2 * present), share).clamp(min=0)
-        needed = samples_needed(share, solver.sample_size, confidence)
-        active = active[drawn < needed]
+        best.iterations[active] = drawn
+        active = active[drawn < _needed(solver, best.model[active], now, chance[active], confidence)]
         size = min(2 * size, LAST_ROUND)
-    return Found(model, score, iterations)
+    return Found(*(field[wanted] for field in best)), _assembled(rounds, total, drawn) if keep else None
+
+
+def _best_of(
+    solver: MinimalSolver, scorer: Scorer, local: Refiner | None, problems: Problems, models: Tensor,
+    of_models: Tensor, candidates: int,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The best of the models `[B, H, *model_shape]` with these scores, after local optimisation of a few."""
+    row = torch.arange(len(models), device=models.device)
+    top = of_models.topk(min(candidates, of_models.shape[1]), -1)
+    chosen = models[row.unsqueeze(1), top.indices]
+    model, score = chosen[:, 0], top.values[:, 0]
+    if local is None:
+        return model, score
+    refined = local.refine(solver, chosen, problems.points, problems.mask, problems.threshold)
+    finite = refined.flatten(2).isfinite().all(-1) & top.values.isfinite()
+    after, at = scores(solver, scorer, refined, problems.points, problems.mask, problems.threshold, finite).max(-1)
+    better = after > score
+    choose = better[(..., *(None,) * len(solver.model_shape))]
+    return torch.where(choose, refined[row, at], model), torch.where(better, after, score)
+
+
+def _needed(solver: MinimalSolver, model: Tensor, problems: Problems, chance: Tensor, confidence: float) -> Tensor:
+    """How many samples each problem needs by the inliers of its best model, `[B]`."""
+    inliers = inliers_of(solver, model, problems)
+    share = torch.where(inliers, chance, 0).sum(-1)
+    # without replacement, the k-th point of a sample is drawn from fewer inliers
+    present = inliers.shape[1] if problems.mask is None else problems.mask.sum(-1)
+    share = torch.where(share < 1, share - (solver.sample_size - 1) / (2 * present), share).clamp(min=0)
+    return samples_needed(share, solver.sample_size, confidence)
+
+
+def _assembled(rounds: list[tuple[Tensor, int, Hypotheses]], total: int, drawn: int) -> Hypotheses | None:
+    """The hypotheses of all rounds side by side; slots of problems that were done earlier are not valid."""
+    if not rounds:
+        return None
+    first = rounds[0][2]
+    fields = []
+    for name, empty in (("models", 0), ("scores", -torch.inf), ("valid", False), ("stable", False), ("samples", 0)):
+        like = getattr(first, name)
+        whole = like.new_full((total, drawn, *like.shape[2:]), empty)
+        for active, start, hypotheses in rounds:
+            part = getattr(hypotheses, name)
+            whole[active, start : start + part.shape[1]] = part
+        fields.append(whole)
+    models, of_models, valid, stable, samples = fields
+    return Hypotheses(models, of_models, valid, stable, samples, None)
 
 
 def inliers_of(solver: MinimalSolver, models: Tensor, problems: Problems) -> Tensor:

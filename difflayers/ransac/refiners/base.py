@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..solver import MinimalSolver
 
-__all__ = ["Refiner"]
+__all__ = ["Refiner", "default_refiner"]
 
 
 class Refiner(ABC):
@@ -32,3 +32,16 @@ class Refiner(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+def default_refiner(solver: MinimalSolver, function: str, name: str, refiner: object) -> Refiner | None:
+    """`refiner` itself; for "auto", the best one that the model can do."""
+    from .least_squares import LeastSquares
+
+    if refiner is None or isinstance(refiner, Refiner):
+        return refiner
+    if refiner != "auto":
+        raise TypeError(
+            f"{function}: argument '{name}' must be a difflayers.ransac.Refiner, \"auto\" or None, got {refiner!r}"
+        )
+    return LeastSquares() if type(solver).fit is not MinimalSolver.fit else None
