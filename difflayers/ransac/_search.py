@@ -100,7 +100,7 @@ def search(
     """
     total, wanted = len(problems.points), active
     best = Found.nothing(problems, solver)
-    chance = problems.logits.double().softmax(-1)
+    chance = sampler.chance(problems.logits.double())
     drawn, size, rounds = 0, FIRST_ROUND, []
     while len(active) and drawn < max_iterations:
         size = min(size, max_iterations - drawn)

@@ -242,7 +242,9 @@ class RANSAC(nn.Module):
                 if batch and count
                 else torch.zeros((batch, count, size), dtype=torch.int64, device=problems.logits.device)
             )
-        found = hypotheses_of(solver, self.sampler.gather(problems.points, problems.logits, samples))
+        found = hypotheses_of(
+            solver, self.sampler.gather(problems.points, problems.logits, samples, generator=generator)
+        )
         valid = found.valid & enough[:, None, None]
         flat = scores(
             solver, self.scorer, found.models.flatten(1, 2), problems.points, problems.mask, problems.threshold,

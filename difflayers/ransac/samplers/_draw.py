@@ -11,26 +11,41 @@ RANGE = 600.0  # nats; exp(-RANGE) and a hundred nats less are still normal floa
 
 
 def distinct(limit: Tensor, uniform: Tensor) -> Tensor:
-    """Different integers of 0 ... limit - 1, every set equally likely.
+    """Different integers of 0 ... limit - 1, every sequence equally likely.
 
-    Floyd's algorithm: the i-th of k comes from the first limit - k + i + 1 numbers; one that is there already is
-    replaced by the last of them, which cannot be.
+    Fisher and Yates' shuffle, whose i-th step swaps place i with one from i on; the few swaps are undone for one place
+    instead of done for all.
 
     Args:
         limit: `[...]` int64, at least k.
         uniform: `[..., k]` float64 in [0, 1); the draw.
 
     Returns:
-        `[..., k]` int64, in no particular order.
+        `[..., k]` int64.
     """
-    size = uniform.shape[-1]
+    places: list[Tensor] = []
     result = torch.empty(uniform.shape, dtype=torch.int64, device=uniform.device)
-    for i in range(size):
-        last = limit - (size - 1 - i)
-        value = (uniform[..., i] * last).long()  # u < 1 keeps the rounded product below `last`
-        taken = (result[..., :i] == value.unsqueeze(-1)).any(-1)
-        result[..., i] = torch.where(taken, last - 1, value)
+    for i in range(uniform.shape[-1]):
+        place = i + (uniform[..., i] * (limit - i)).long()  # u < 1 keeps the rounded product below limit - i
+        value = place
+        for t in reversed(range(i)):
+            value = torch.where(value == places[t], t, torch.where(value == t, places[t], value))
+        places.append(place)
+        result[..., i] = value
     return result
+
+
+def uniform_sets(logits: Tensor, size: int, count: int, generator: torch.Generator | None) -> Tensor:
+    """Different points among those whose logits `[B, N]` are not -inf, every sequence equally likely;
+    `[B, count, size]`."""
+    absent = logits.isneginf()
+    number = (~absent).sum(-1, keepdim=True).expand(-1, count)
+    uniform = _random.uniform((len(logits), count, size), device=logits.device, generator=generator)
+    drawn = distinct(number, uniform)
+    if not bool(absent.any()):
+        return drawn
+    order = absent.byte().sort(dim=-1, stable=True).indices  # those that may be drawn come first
+    return order.gather(1, drawn.flatten(1)).view(drawn.shape)
 
 
 def plackett_luce(logits: Tensor, size: int, count: int, generator: torch.Generator | None) -> Tensor:
@@ -50,6 +65,8 @@ def plackett_luce(logits: Tensor, size: int, count: int, generator: torch.Genera
     Returns:
         `[B, count, size]` int64, in the order drawn.
     """
+    if bool(((logits == logits.amax(-1, keepdim=True)) | logits.isneginf()).all()):
+        return uniform_sets(logits, size, count, generator)
     ascending, order = logits.double().sort(-1)
     batch, n = ascending.shape
     weight = _representable(ascending, size).exp()

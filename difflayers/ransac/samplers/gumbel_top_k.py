@@ -83,6 +83,8 @@ class GumbelTopK(Sampler):
         """The log-probability `[B, count]` of each drawn set, if that is where the gradient comes from."""
         if self.gradient != "score_function":
             return None
+        if not samples.shape[1]:
+            return logits.new_zeros(samples.shape[:2])
         checked(self, logits, samples.shape[-1])
         return log_probability(logits, samples)
 
@@ -93,7 +95,7 @@ class GumbelTopK(Sampler):
 
         The generator draws the keys of the points, given which came first."""
         gathered = super().gather(points, logits, samples)
-        if self.gradient == "score_function" or not (torch.is_grad_enabled() and logits.requires_grad):
+        if self.gradient == "score_function" or not samples.shape[1] or not logits.requires_grad:
             return gathered
         keys = conditional_keys(logits, samples, generator) / self.temperature
         if self.gradient == "straight_through":

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ... import _random
-from ._draw import distinct
+from ._draw import uniform_sets
 from .base import Sampler, checked
 
 __all__ = ["Uniform"]
@@ -25,7 +24,8 @@ class Uniform(Sampler):
         O(N) a problem for the check of the logits, O(size^2) a sample whatever N. No gradient.
 
     References:
-        Bentley, Floyd, "Programming Pearls: A Sample of Brilliance", Communications of the ACM, 1987.
+        Fisher, Yates, "Statistical Tables for Biological, Agricultural and Medical Research", 1938; Durstenfeld,
+        "Algorithm 235: Random permutation", Communications of the ACM, 1964.
 
     Example:
         >>> import torch, difflayers as dl
@@ -37,15 +37,7 @@ class Uniform(Sampler):
         self, logits: Tensor, size: int, count: int, *, first: int = 0, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draws `[B, count, size]` different points."""
-        logits = checked(self, logits, size, count, first)
-        absent = logits.isneginf()
-        number = (~absent).sum(-1, keepdim=True).expand(-1, count)
-        uniform = _random.uniform((len(logits), count, size), device=logits.device, generator=generator)
-        drawn = distinct(number, uniform)
-        if not bool(absent.any()):
-            return drawn
-        order = absent.byte().sort(dim=-1, stable=True).indices  # those that may be drawn come first
-        return order.gather(1, drawn.flatten(1)).view(drawn.shape)
+        return uniform_sets(checked(self, logits, size, count, first), size, count, generator)
 
     def chance(self, logits: Tensor) -> Tensor:
         """The same for all points that may be drawn."""
