@@ -3,7 +3,7 @@
 from .homography import Homography
 from .line import Line2D
 from .ransac import RANSAC
-from .refiners import LeastSquares, Refiner
+from .refiners import LeastSquares, LevenbergMarquardt, Refiner
 from .result import Hypotheses, RansacResult, RansacStatus
 from .samplers import Sampler, Uniform
 from .scorers import MSAC, Scorer
@@ -15,6 +15,7 @@ __all__ = [
     "Homography",
     "Hypotheses",
     "LeastSquares",
+    "LevenbergMarquardt",
     "Line2D",
     "MinimalSolver",
     "RansacResult",

@@ -2,5 +2,6 @@
 
 from .base import Refiner
 from .least_squares import LeastSquares
+from .levenberg_marquardt import LevenbergMarquardt
 
-__all__ = ["LeastSquares", "Refiner"]
+__all__ = ["LeastSquares", "LevenbergMarquardt", "Refiner"]
