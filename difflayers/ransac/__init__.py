@@ -6,7 +6,7 @@ from .line import Line2D
 from .losses import PoseError, epipolar_loss, expected_loss, inlier_cross_entropy, pose_error, residual_loss
 from .metrics import auc_binned, auc_exact, success_rate
 from .ransac import RANSAC
-from .refiners import LeastSquares, Refiner
+from .refiners import LeastSquares, LevenbergMarquardt, Refiner
 from .result import Hypotheses, RansacResult, RansacStatus
 from .samplers import PROSAC, GumbelTopK, Sampler, Uniform, Weighted
 from .scorers import MSAC, Scorer
@@ -23,6 +23,7 @@ __all__ = [
     "Homography",
     "Hypotheses",
     "LeastSquares",
+    "LevenbergMarquardt",
     "Line2D",
     "Mean",
     "MinimalSolver",
