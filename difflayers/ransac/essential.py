@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
-from ._epipolar import EpipolarSolver, agree, cofactors, eight_point, homogeneous, restored
+from ._epipolar import EpipolarSolver, agree, eight_point, homogeneous, restored
 from ._projections import nearest_essential
 from .fundamental import ordered
 from .solver import Solutions
@@ -128,16 +128,8 @@ class EssentialMatrix(EpipolarSolver):
         return self.coincident(sample)
 
     def plausible(self, models: Tensor, sample: Tensor) -> Tensor:
-        """Cheirality: the same of the four poses has each pair in front of both cameras.
-
-        With E = s [t]_x R and l = E x1, the depths l1 x1 and l2 x2 = l1 R x1 + t satisfy: l1 l2 has the sign of
-        c = det(t, x2, l), l2 that of s |l|^2 (x2.t) - (t^T cof(E) x1) c. A pose turned by half a turn about t flips
-        the first for all pairs, the opposite t both.
-        """
-        epipole, line, second, side = self.sides(models, sample)
-        along = (homogeneous(sample[..., :2]) @ (cofactors(models).mT @ epipole.unsqueeze(-1))).squeeze(-1)
-        size = models.square().sum((-2, -1)).div(2).sqrt().unsqueeze(-1)
-        depth = size * line.square().sum(-1) * (second * epipole.unsqueeze(-2)).sum(-1) - along * side
+        """Cheirality: one and the same of the four poses has each pair in front of both cameras."""
+        side, depth = self.orientation(models, sample)
         return agree(side) & agree(depth)
 
 

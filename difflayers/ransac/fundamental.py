@@ -107,7 +107,7 @@ class FundamentalMatrix(EpipolarSolver):
 
     def plausible(self, models: Tensor, sample: Tensor) -> Tensor:
         """The oriented epipolar constraint: e2 x x2 is a positive multiple of F x1 for all pairs, or a negative one."""
-        return agree(self.sides(models, sample)[3])
+        return agree(self.orientation(models, sample)[0])
 
 
 def _normalisation(points: Tensor) -> Tensor:
