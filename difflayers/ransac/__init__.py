@@ -6,14 +6,18 @@ from .ransac import RANSAC
 from .refiners import LeastSquares, Refiner
 from .result import Hypotheses, RansacResult, RansacStatus
 from .samplers import Sampler, Uniform
-from .scorers import MSAC, Scorer
+from .scorers import MAGSAC, MSAC, GaussianUniform, InlierCount, Learned, Scorer
 from .solver import MinimalSolver, Solutions
 
 __all__ = [
+    "MAGSAC",
     "MSAC",
     "RANSAC",
+    "GaussianUniform",
     "Homography",
     "Hypotheses",
+    "InlierCount",
+    "Learned",
     "LeastSquares",
     "Line2D",
     "MinimalSolver",

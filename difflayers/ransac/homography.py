@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import residuals
 from ._implicit_solve import ImplicitSolver
 
 __all__ = ["Homography"]
@@ -27,12 +28,7 @@ class Homography(ImplicitSolver):
 
     def squared_residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Squared transfer errors."""
-        x, y, u, v = points.unbind(-1)
-        h = models.flatten(-2).unsqueeze(-2).unbind(-1)
-        w = h[6] * x + h[7] * y + h[8]
-        dx = (h[0] * x + h[1] * y + h[2]) / w - u
-        dy = (h[3] * x + h[4] * y + h[5]) / w - v
-        return dx.square() + dy.square()
+        return residuals.squared("transfer", models, points)
 
     def equations(self, models: Tensor, sample: Tensor) -> Tensor:
         """`[V, 8]`: h1 x - u h3 x and h2 x - v h3 x of each pair."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ class MinimalSolver(ABC):
         model_shape: shape of one model.
         max_solutions: the most models that a sample can have.
         worst_condition: see `Solutions.condition`.
-        kernel: the residual's name in the fused kernels, or None.
+        kernel: the residual's name in the fused kernels, or None; a subclass that changes the residual has none unless
+            it says so.
 
     Example:
         >>> import torch, difflayers as dl
@@ -66,6 +67,12 @@ class MinimalSolver(ABC):
     max_solutions: int = 1
     worst_condition: float = 1e6
     kernel: str | None = None
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        # the fused kernel does not know a residual of the subclass's own
+        if "kernel" not in cls.__dict__ and {"residual", "squared_residual"} & cls.__dict__.keys():
+            cls.kernel = None
 
     @abstractmethod
     def solve(self, sample: Tensor) -> Solutions | tuple[Tensor, Tensor]:
