@@ -12,7 +12,7 @@ from .ransac import RANSAC
 from .refiners import LeastSquares, LevenbergMarquardt, Refiner
 from .result import Hypotheses, RansacResult, RansacStatus
 from .samplers import GumbelTopK, PROSAC, Sampler, Uniform, Weighted
-from .scorers import MSAC, Scorer
+from .scorers import GaussianUniform, InlierCount, Learned, MAGSAC, MSAC, Scorer
 from .selection import Best, Mean, Selection, Softmax
 from .solver import MinimalSolver, Solutions
 from .two_view import Pose, decompose_essential, essential_from_pose, fundamental_from_essential, recover_pose
@@ -22,12 +22,16 @@ __all__ = [
     "Best",
     "EssentialMatrix",
     "FundamentalMatrix",
+    "GaussianUniform",
     "GumbelTopK",
     "Homography",
     "Hypotheses",
+    "InlierCount",
+    "Learned",
     "LeastSquares",
     "LevenbergMarquardt",
     "Line2D",
+    "MAGSAC",
     "MSAC",
     "Mean",
     "MinimalSolver",
