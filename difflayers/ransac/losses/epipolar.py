@@ -64,7 +64,7 @@ def epipolar_loss(
         raise ValueError(f"{function}: argument 'models' must have the shape (..., 3, 3), got {tuple(models.shape)}")
     points, weights = aligned(function, models.shape[:-2], points, 4, inliers)
     # the loss does not depend on the scale: F of pixels can be so small that its squares are zero in float32
-    scale = models.detach().flatten(-2).norm(dim=-1)[..., None, None]
+    scale = models.detach().abs().amax((-2, -1), keepdim=True)
     f = models / torch.where(scale > 0, scale, 1)
     ones = torch.ones_like(points[..., :1])
     first, second = torch.cat([points[..., :2], ones], -1), torch.cat([points[..., 2:], ones], -1)
