@@ -82,7 +82,7 @@ def _quotient(numerator: Tensor, denominator: Tensor, most: float) -> Tensor:
     """The quotient where it is below `most`, else `most` with zero gradient, however small the denominator; 0 / 0 = 0:
     a point at the epipole lies on every epipolar line."""
     below = numerator < most * denominator
-    return torch.where(below, numerator / torch.where(below, denominator, 1), torch.where(numerator > 0, most, 0.0))
+    return torch.where(below, numerator / torch.where(below, denominator, 1), (numerator > 0).to(numerator) * most)
 
 
 class EpipolarLoss(nn.Module):
