@@ -77,6 +77,12 @@ STABLE_TORCH_LIBRARY(difflayers, library) {
   library.def(
       "minimal_backward(Tensor gradient, Tensor models, Tensor counts, Tensor samples, str problem, float worst) "
       "-> Tensor");
+
+  // Levenberg-Marquardt of robust losses on the manifold of `model`, float64; see cpu/refine_kernels.h. Returns models
+  // [B, H, parameters] and their losses [B, H].
+  library.def(
+      "refine_models(Tensor models, Tensor points, Tensor? mask, Tensor threshold, str model, str loss, int steps) "
+      "-> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difflayers, CompositeExplicitAutograd, library) {

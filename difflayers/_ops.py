@@ -316,6 +316,14 @@ def minimal_backward(
     return torch.ops.difflayers.minimal_backward.default(gradient, models, counts, sample, problem, worst)
 
 
+def refine_models(
+    models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor, model: str, loss: str, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Models `[B, H, parameters]`, points `[B, N, d]`, mask `[B, N]`, threshold `[B]` -> better models, their losses
+    `[B, H]`."""
+    return torch.ops.difflayers.refine_models.default(models, points, mask, threshold, model, loss, steps)
+
+
 if COMPILED:
     transport = _define_transport()
     permutahedron, permutahedron_backward = _define_permutahedron()

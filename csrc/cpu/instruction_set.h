@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "choice_kernels.h"
+#include "refine_kernels.h"
 #include "sorting_kernels.h"
 #include "subsets_kernels.h"
 
@@ -15,6 +16,7 @@ struct InstructionSet {
   const KernelSet* kernels;
   const ChoiceKernels* choice;
   const SubsetKernels* subsets;
+  const RefineKernels* refine;
 };
 
 // Those compiled in that this processor can run, slowest first.

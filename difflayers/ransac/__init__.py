@@ -1,39 +1,40 @@
 """Fitting models to points of which many are wrong: generalized differentiable RANSAC."""
 
+from . import residuals
 from .absolute_pose import AbsolutePose
+from .essential import EssentialMatrix
+from .fundamental import FundamentalMatrix
 from .homography import Homography
 from .line import Line2D
-from .losses import (
-    PoseError,
-    epipolar_loss,
-    expected_loss,
-    inlier_cross_entropy,
-    pose_error,
-    residual_loss,
-)
+from .losses import PoseError, epipolar_loss, expected_loss, inlier_cross_entropy, pose_error, residual_loss
 from .metrics import auc_binned, auc_exact, success_rate
 from .ransac import RANSAC
-from .refiners import LeastSquares, Refiner
+from .refiners import LeastSquares, LevenbergMarquardt, Refiner
 from .result import Hypotheses, RansacResult, RansacStatus
-from .samplers import PROSAC, GumbelTopK, Sampler, Uniform, Weighted
+from .samplers import GumbelTopK, PROSAC, Sampler, Uniform, Weighted
 from .scorers import MSAC, Scorer
 from .selection import Best, Mean, Selection, Softmax
 from .solver import MinimalSolver, Solutions
+from .two_view import Pose, decompose_essential, essential_from_pose, fundamental_from_essential, recover_pose
 
 __all__ = [
-    "MSAC",
-    "PROSAC",
-    "RANSAC",
     "AbsolutePose",
     "Best",
+    "EssentialMatrix",
+    "FundamentalMatrix",
     "GumbelTopK",
     "Homography",
     "Hypotheses",
     "LeastSquares",
+    "LevenbergMarquardt",
     "Line2D",
+    "MSAC",
     "Mean",
     "MinimalSolver",
+    "PROSAC",
+    "Pose",
     "PoseError",
+    "RANSAC",
     "RansacResult",
     "RansacStatus",
     "Refiner",
@@ -46,10 +47,15 @@ __all__ = [
     "Weighted",
     "auc_binned",
     "auc_exact",
+    "decompose_essential",
     "epipolar_loss",
+    "essential_from_pose",
     "expected_loss",
+    "fundamental_from_essential",
     "inlier_cross_entropy",
     "pose_error",
+    "recover_pose",
     "residual_loss",
+    "residuals",
     "success_rate",
 ]

@@ -26,7 +26,7 @@ class ImplicitSolver(MinimalSolver):
         problem: the solver's name in the compiled library.
     """
 
-    problem: str
+    problem: str  # pyright: ignore[reportIncompatibleVariableOverride, reportGeneralTypeIssues]
 
     @abstractmethod
     def reference(self, sample: Tensor) -> tuple[Tensor, Tensor]:

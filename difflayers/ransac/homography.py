@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import manifolds
 from ._implicit_solve import ImplicitSolver
 
 __all__ = ["Homography"]
@@ -20,6 +21,7 @@ class Homography(ImplicitSolver):
     sample_size, point_size, model_shape = 4, 4, (3, 3)
     problem = "homography"
     kernel = "transfer"
+    freedom = 8
 
     def residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Transfer errors `[..., n]`; infinite for points that the model maps to infinity."""
@@ -33,6 +35,16 @@ class Homography(ImplicitSolver):
         dx = (h[0] * x + h[1] * y + h[2]) / w - u
         dy = (h[3] * x + h[4] * y + h[5]) / w - v
         return dx.square() + dy.square()
+
+    def residual_vector(self, models: Tensor, points: Tensor) -> Tensor:
+        """$H x_1 - x_2$, `[..., n, 2]`."""
+        ones = torch.ones_like(points[..., :1])
+        mapped = torch.cat([points[..., :2], ones], -1) @ models.mT
+        return mapped[..., :2] / mapped[..., 2:] - points[..., 2:]
+
+    def retract(self, models: Tensor, step: Tensor) -> Tensor:
+        """Steps `[..., 8]` across the model."""
+        return manifolds.retract_homogeneous(models, step)
 
     def equations(self, models: Tensor, sample: Tensor) -> Tensor:
         """`[V, 8]`: h1 x - u h3 x and h2 x - v h3 x of each pair."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import manifolds
 from .solver import MinimalSolver, Solutions
 
 __all__ = ["Line2D"]
@@ -18,7 +19,8 @@ class Line2D(MinimalSolver):
     """
 
     sample_size, point_size, model_shape = 2, 2, (3,)
-    kernel = "line"
+    kernel = problem = "line"
+    freedom = 2
 
     def solve(self, sample: Tensor) -> Solutions:
         """Samples `[..., 2, 2]` -> lines `[..., 1, 3]`."""
@@ -40,6 +42,14 @@ class Line2D(MinimalSolver):
     def squared_residual(self, models: Tensor, points: Tensor) -> Tensor:
         """The squares of the distances."""
         return self._signed(models, points).square()
+
+    def residual_vector(self, models: Tensor, points: Tensor) -> Tensor:
+        """Signed distances, `[..., n, 1]`."""
+        return self._signed(models, points).unsqueeze(-1)
+
+    def retract(self, models: Tensor, step: Tensor) -> Tensor:
+        """Steps `[..., 2]`: the normal turns, the offset changes."""
+        return manifolds.retract_hyperplane(models, step)
 
     @staticmethod
     def _signed(models: Tensor, points: Tensor) -> Tensor:

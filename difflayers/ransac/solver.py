@@ -42,6 +42,8 @@ class MinimalSolver(ABC):
         max_solutions: the most models that a sample can have.
         worst_condition: see `Solutions.condition`.
         kernel: the residual's name in the fused kernels, or None.
+        problem: the model's name in the compiled library, or None.
+        freedom: degrees of freedom of the model, the length of a step of `retract`; 0: it has none.
 
     Example:
         >>> import torch, difflayers as dl
@@ -66,6 +68,8 @@ class MinimalSolver(ABC):
     max_solutions: int = 1
     worst_condition: float = 1e6
     kernel: str | None = None
+    problem: str | None = None
+    freedom: int = 0
 
     @abstractmethod
     def solve(self, sample: Tensor) -> Solutions | tuple[Tensor, Tensor]:
@@ -78,6 +82,19 @@ class MinimalSolver(ABC):
     def squared_residual(self, models: Tensor, points: Tensor) -> Tensor:
         """The square of `residual`, `[..., n]`; a model whose residual is a root gives it directly."""
         return self.residual(models, points).square()
+
+    def residual_vector(self, models: Tensor, points: Tensor) -> Tensor:
+        """A vector `[..., n, c]` of length `residual` that is smooth where the residual is 0, for refinement; by
+        default the residual itself."""
+        return self.residual(models, points).unsqueeze(-1)
+
+    def retract(self, models: Tensor, step: Tensor) -> Tensor:
+        """Models `[..., *model_shape]` moved along the set of models by steps `[..., freedom]`; step 0 leaves them
+        where they are. Differentiable by the step, twice."""
+        raise UnsupportedOperationError(
+            f"difflayers.ransac.{type(self).__name__}: how a model moves is not defined; override freedom and "
+            f"retract(models, step), or use another refiner"
+        )
 
     def fit(self, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
         """Points `[..., n, d]`, weights `[..., n]` -> the model of least weighted squares, `[..., *model_shape]`,

@@ -2,5 +2,6 @@
 
 from .base import Refiner, default_refiner
 from .least_squares import LeastSquares
+from .levenberg_marquardt import LevenbergMarquardt
 
-__all__ = ["LeastSquares", "Refiner", "default_refiner"]
+__all__ = ["LeastSquares", "LevenbergMarquardt", "Refiner", "default_refiner"]

@@ -1,0 +1,115 @@
+"""Steps along the sets that models live on, for `MinimalSolver.retract`.
+
+Each maps a model and a step to a model, the step 0 to the model itself, is differentiable by the step as often as
+wanted, and keeps the model's constraints (rank 2, equal singular values, a rotation) for steps of any size. Models that
+violate them a little are moved onto the set first. The compiled refinement takes the same steps up to the choice of
+directions (csrc/cpu/refine_manifolds.h).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = [
+    "retract_essential",
+    "retract_fundamental",
+    "retract_homogeneous",
+    "retract_hyperplane",
+    "retract_motion",
+    "rotation",
+]
+
+
+def cross_matrix(w: Tensor) -> Tensor:
+    """Vectors `[..., 3]` -> matrices `[..., 3, 3]` with `[w]x v = w x v`."""
+    zero = torch.zeros_like(w[..., 0])
+    a, b, c = w.unbind(-1)
+    return torch.stack([zero, -c, b, c, zero, -a, -b, a, zero], -1).unflatten(-1, (3, 3))
+
+
+def rotation(w: Tensor) -> Tensor:
+    r"""Cayley's map, `[..., 3]` -> `[..., 3, 3]`: the rotation about w by $2 \arctan(|w| / 2)$.
+
+    Rational, so that its derivatives at 0 need no care, unlike the exponential's.
+    """
+    half = cross_matrix(w / 2)
+    factor = 2 / (1 + w.square().sum(-1) / 4)
+    return torch.eye(3, dtype=w.dtype, device=w.device) + factor[..., None, None] * (half + half @ half)
+
+
+def across(direction: Tensor) -> Tensor:
+    """Unit vectors `[..., p]` -> orthonormal directions across them, `[..., p - 1, p]`, without gradient.
+
+    The rows of the Householder reflection that maps the vector to the last axis.
+    """
+    direction = direction.detach()
+    size = direction.shape[-1]
+    last = direction[..., -1:]
+    normal = torch.cat([direction[..., :-1], last + torch.where(last < 0, -1.0, 1.0)], -1)
+    reflection = normal.unsqueeze(-1) * normal.unsqueeze(-2) / (1 + last.abs()).unsqueeze(-1)
+    return (torch.eye(size, dtype=direction.dtype, device=direction.device) - reflection)[..., :-1, :]
+
+
+def turned(direction: Tensor, step: Tensor) -> Tensor:
+    """Unit vectors `[..., p]` moved on their sphere by steps `[..., p - 1]`."""
+    moved = direction + (step.unsqueeze(-2) @ across(direction)).squeeze(-2)
+    return moved / moved.norm(dim=-1, keepdim=True)
+
+
+def retract_homogeneous(models: Tensor, step: Tensor) -> Tensor:
+    """Tensors `[..., *shape]` whose scale is free, `shape` of two dimensions, and steps `[..., numel - 1]`; their
+    norm is kept."""
+    flat = models.flatten(-2)
+    length = flat.norm(dim=-1, keepdim=True)
+    return (turned(flat / length, step) * length).unflatten(-1, models.shape[-2:])
+
+
+def retract_hyperplane(models: Tensor, step: Tensor) -> Tensor:
+    """Unit normals and offsets `[..., p + 1]`, steps `[..., p]`: the normal turns, the offset changes by the last."""
+    return torch.cat([turned(models[..., :-1], step[..., :-1]), models[..., -1:] + step[..., -1:]], -1)
+
+
+def retract_motion(models: Tensor, step: Tensor) -> Tensor:
+    r"""`[..., 3, 4]` = [sR | t] and steps `[..., 6]` (rotation, translation) or `[..., 7]` (and the logarithm of s)."""
+    linear = rotation(step[..., :3]) @ models[..., :3]
+    if step.shape[-1] == 7:
+        linear = linear * step[..., 6, None, None].exp()
+    return torch.cat([linear, models[..., 3:] + step[..., 3:6].unsqueeze(-1)], -1)
+
+
+def retract_essential(models: Tensor, step: Tensor) -> Tensor:
+    r"""Essential matrices `[..., 3, 3]` of any norm, which is kept, and steps `[..., 5]` of R (3) and t (2).
+
+    $E = [t]_\times R$; of the two rotations of an E either will do. With $E = u_1 v_1^\top + u_2 v_2^\top$,
+    $[u_3]_\times = u_2 u_1^\top - u_1 u_2^\top$ and $R = u_1 v_2^\top - u_2 v_1^\top + u_3 v_3^\top$.
+    """
+    constant = models.detach()
+    left, _, right = torch.linalg.svd(constant)
+    v1, v2 = right[..., 0, :], right[..., 1, :]
+    u1, u2 = left[..., 0], left[..., 1]
+    u3, v3 = torch.linalg.cross(u1, u2), torch.linalg.cross(v1, v2)
+    outer = lambda a, b: a.unsqueeze(-1) * b.unsqueeze(-2)  # noqa: E731
+    of_e = outer(u1, v2) - outer(u2, v1) + outer(u3, v3)
+    size = constant.flatten(-2).norm(dim=-1)[..., None, None] / 2**0.5
+    return size * (cross_matrix(turned(u3, step[..., 3:])) @ (rotation(step[..., :3]) @ of_e))
+
+
+def retract_fundamental(models: Tensor, step: Tensor) -> Tensor:
+    r"""Matrices of rank 2 `[..., 3, 3]` of any norm, which is kept, and steps `[..., 7]`.
+
+    $F \propto U \operatorname{diag}(1, s, 0) V^\top$: U and V are turned, s changes by the last.
+
+    References:
+        Bartoli, Sturm, "Nonlinear Estimation of the Fundamental Matrix with Minimal Parameters", PAMI 2004.
+    """
+    constant = models.detach()
+    left, value, right = torch.linalg.svd(constant)
+    left = left @ rotation(step[..., :3])
+    right = right.mT @ rotation(step[..., 3:6])
+    ratio = value[..., 1] / value[..., 0] + step[..., 6]
+    outer = (
+        left[..., :, :1] * right[..., None, :, 0] + ratio[..., None, None] * left[..., :, 1:2] * right[..., None, :, 1]
+    )
+    size = constant.flatten(-2).norm(dim=-1) / (1 + ratio.square()).sqrt()
+    return size[..., None, None] * outer
