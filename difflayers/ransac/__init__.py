@@ -11,13 +11,16 @@ from .metrics import auc_binned, auc_exact, success_rate
 from .ransac import RANSAC
 from .refiners import LeastSquares, LevenbergMarquardt, Refiner
 from .result import Hypotheses, RansacResult, RansacStatus
-from .samplers import GumbelTopK, PROSAC, Sampler, Uniform, Weighted
+from .samplers import PROSAC, GumbelTopK, Sampler, Uniform, Weighted
 from .scorers import MSAC, Scorer
 from .selection import Best, Mean, Selection, Softmax
 from .solver import MinimalSolver, Solutions
 from .two_view import Pose, decompose_essential, essential_from_pose, fundamental_from_essential, recover_pose
 
 __all__ = [
+    "MSAC",
+    "PROSAC",
+    "RANSAC",
     "AbsolutePose",
     "Best",
     "EssentialMatrix",
@@ -28,13 +31,10 @@ __all__ = [
     "LeastSquares",
     "LevenbergMarquardt",
     "Line2D",
-    "MSAC",
     "Mean",
     "MinimalSolver",
-    "PROSAC",
     "Pose",
     "PoseError",
-    "RANSAC",
     "RansacResult",
     "RansacStatus",
     "Refiner",
