@@ -11,17 +11,13 @@ from .metrics import auc_binned, auc_exact, success_rate
 from .ransac import RANSAC
 from .refiners import LeastSquares, LevenbergMarquardt, Refiner
 from .result import Hypotheses, RansacResult, RansacStatus
-from .samplers import PROSAC, GumbelTopK, Sampler, Uniform, Weighted
-from .scorers import MAGSAC, MSAC, GaussianUniform, InlierCount, Learned, Scorer
+from .samplers import GumbelTopK, PROSAC, Sampler, Uniform, Weighted
+from .scorers import GaussianUniform, InlierCount, Learned, MAGSAC, MSAC, Scorer
 from .selection import Best, Mean, Selection, Softmax
 from .solver import MinimalSolver, Solutions
 from .two_view import Pose, decompose_essential, essential_from_pose, fundamental_from_essential, recover_pose
 
 __all__ = [
-    "MAGSAC",
-    "MSAC",
-    "PROSAC",
-    "RANSAC",
     "AbsolutePose",
     "Best",
     "EssentialMatrix",
@@ -35,10 +31,14 @@ __all__ = [
     "LeastSquares",
     "LevenbergMarquardt",
     "Line2D",
+    "MAGSAC",
+    "MSAC",
     "Mean",
     "MinimalSolver",
+    "PROSAC",
     "Pose",
     "PoseError",
+    "RANSAC",
     "RansacResult",
     "RansacStatus",
     "Refiner",

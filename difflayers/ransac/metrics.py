@@ -58,7 +58,7 @@ def auc_exact(errors: Tensor, thresholds: float | Sequence[float]) -> Tensor:
     for limit in limits:
         below = ordered < limit
         last = torch.where(below, ordered, 0).amax(-1)
-        recall = below.sum(-1) / n
+        recall = below.double().mean(-1)
         areas.append((torch.where(below, piece, 0).sum(-1) + (limit - last) * recall) / limit)
     return _result(areas, errors, thresholds)
 
@@ -111,7 +111,7 @@ def auc_binned(errors: Tensor, thresholds: float | Sequence[float], *, bin_width
             )
         edges = torch.arange(1, bins + 1, device=ordered.device, dtype=ordered.dtype) * width
         below = torch.searchsorted(ordered, edges.expand(*ordered.shape[:-1], -1).contiguous())
-        areas.append((below / ordered.shape[-1]).mean(-1, dtype=ordered.dtype))
+        areas.append((below.double() / ordered.shape[-1]).mean(-1))
     return _result(areas, errors, thresholds)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -41,3 +43,20 @@ def weighted_mean(values: Tensor, weights: Tensor) -> Tensor:
     """Over the last dimension; 0 where all weights are."""
     total = weights.sum(-1)
     return (values * weights).sum(-1) / torch.where(total > 0, total, 1)
+
+
+def bounded_mean(
+    squared: Callable[[Tensor, Tensor], Tensor], models: Tensor, points: Tensor, weights: Tensor, limit: float
+) -> Tensor:
+    """The weighted mean over the points of min(squared / limit^2, 1), of `aligned` points; what is not a number
+    counts 1."""
+    with torch.no_grad():
+        near = (squared(models, points) < limit**2) & (weights > 0)
+        far = weighted_mean((~near).to(weights.dtype), weights)
+    # Again for the pairs that have a gradient, and for no others: of a point that a model maps to infinity, or of a
+    # model that is zero because it is not valid, the derivative would be NaN, and 0 * NaN is not 0.
+    pairs = near.nonzero(as_tuple=True)
+    of_points = points.expand(*near.shape, points.shape[-1])[pairs].unsqueeze(-2)
+    ratio = squared(models[pairs[:-1]], of_points).squeeze(-1) / limit**2
+    close = torch.zeros_like(far.unsqueeze(-1).expand(near.shape)).index_put(pairs, ratio)
+    return far + weighted_mean(close, weights)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from ... import _checks
-from ._points import aligned, weighted_mean
+from .. import residuals
+from ._points import aligned, bounded_mean
 
 __all__ = ["EpipolarLoss", "epipolar_loss"]
 
-DISTANCES = ("symmetric", "sampson")
+DISTANCES = ("symmetric_epipolar", "sampson")
 
 
 def epipolar_loss(
-    models: Tensor, points: Tensor, inliers: Tensor | None = None, *, limit: float, distance: str = "symmetric"
+    models: Tensor, points: Tensor, inliers: Tensor | None = None, *, limit: float, distance: str = "symmetric_epipolar"
 ) -> Tensor:
     r"""How far true inliers are from the epipolar geometry of each model.
 
@@ -23,7 +26,7 @@ def epipolar_loss(
     with $e = x_2^\top F x_1$, $(a, b, \cdot) = F x_1$ and $(a', b', \cdot) = F^\top x_2$ either the symmetric epipolar
     distance, $d^2 = e^2 / (a^2 + b^2) + e^2 / (a'^2 + b'^2)$, or Sampson's, $d^2 = e^2 / (a^2 + b^2 + a'^2 + b'^2)$.
     In [0, 1], the same for $F$ and $c F$, and smooth where it is zero. A model from which all inliers are farther
-    than the limit has zero gradient; a model that is zero has loss 0 and zero gradient.
+    than the limit has loss 1 and zero gradient, and so has a model that is zero.
 
     Args:
         models: `[*batch, ..., 3, 3]`, fundamental matrices or essential ones of normalised points: any dimensions
@@ -31,7 +34,7 @@ def epipolar_loss(
         points: `[*batch, n, 4]`, rows (x1, y1, x2, y2).
         inliers: `[*batch, n]`, which pairs are true ones: bool, or weights that are not negative; None: all.
         limit: a distance in the units of the points, positive; farther inliers count 1.
-        distance: `"symmetric"` or `"sampson"`.
+        distance: `"symmetric_epipolar"` or `"sampson"`, as in `difflayers.ransac.residuals`.
 
     Returns:
         `[*batch, ...]`, one loss a model, in [0, 1]; 0 where there are no inliers.
@@ -41,10 +44,10 @@ def epipolar_loss(
             limit that is not positive.
 
     Cost:
-        O(models n) time and memory.
+        O(models n) time and memory; a gradient only for the pairs of a model and a point within the limit.
 
     Transforms:
-        backward, double backward, torch.func, torch.compile.
+        backward, double backward; torch.compile breaks the graph.
 
     References:
         Hartley, Zisserman, "Multiple View Geometry in Computer Vision", 2nd edition, equations 11.9 and 11.10.
@@ -63,26 +66,10 @@ def epipolar_loss(
     if models.shape[-2:] != (3, 3):
         raise ValueError(f"{function}: argument 'models' must have the shape (..., 3, 3), got {tuple(models.shape)}")
     points, weights = aligned(function, models.shape[:-2], points, 4, inliers)
-    # the loss does not depend on the scale: F of pixels can be so small that its squares are zero in float32
-    scale = models.detach().flatten(-2).norm(dim=-1)[..., None, None]
-    f = models / torch.where(scale > 0, scale, 1)
-    ones = torch.ones_like(points[..., :1])
-    first, second = torch.cat([points[..., :2], ones], -1), torch.cat([points[..., 2:], ones], -1)
-    line2, line1 = first @ f.mT, second @ f
-    error2 = (second * line2).sum(-1).square()
-    across2, across1 = line2[..., :2].square().sum(-1), line1[..., :2].square().sum(-1)
-    if distance == "sampson":
-        squared = _quotient(error2, across1 + across2, limit**2)
-    else:
-        squared = _quotient(error2, across1, limit**2) + _quotient(error2, across2, limit**2)
-    return weighted_mean((squared / limit**2).clamp(max=1), weights)
-
-
-def _quotient(numerator: Tensor, denominator: Tensor, most: float) -> Tensor:
-    """The quotient where it is below `most`, else `most` with zero gradient, however small the denominator; 0 / 0 = 0:
-    a point at the epipole lies on every epipolar line."""
-    below = numerator < most * denominator
-    return torch.where(below, numerator / torch.where(below, denominator, 1), torch.where(numerator > 0, most, 0.0))
+    # the loss does not depend on the scale, but F of pixels can be so small that its squares are 0 in float32
+    scale = models.detach().abs().amax((-2, -1), keepdim=True)
+    unit = models / torch.where(scale > 0, scale, 1)
+    return bounded_mean(partial(residuals.squared, distance), unit, points, weights, limit)
 
 
 class EpipolarLoss(nn.Module):
@@ -107,7 +94,7 @@ class EpipolarLoss(nn.Module):
         tensor(0.1250)
     """
 
-    def __init__(self, *, limit: float, distance: str = "symmetric") -> None:
+    def __init__(self, *, limit: float, distance: str = "symmetric_epipolar") -> None:
         super().__init__()
         self.limit = _checks.number("difflayers.losses.EpipolarLoss", "limit", limit, above=0)
         self.distance = _checks.choice("difflayers.losses.EpipolarLoss", "distance", distance, DISTANCES)

@@ -81,6 +81,7 @@ def expected_loss(hypotheses: Hypotheses, losses: Tensor, selection: Selection |
             f"a model, got {tuple(losses.shape)}"
         )
     losses = torch.where(valid, losses, 0)
+    scores = torch.where(valid, scores, 0)  # not -inf, of which a rule that is not careful makes NaN gradients
     if _checks.contents_are_checked(losses):
         finite = losses.isfinite()
         if not bool(finite.all()):

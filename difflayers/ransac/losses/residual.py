@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ... import _checks
 from ..solver import MinimalSolver
-from ._points import aligned, weighted_mean
+from ._points import aligned, bounded_mean
 
 __all__ = ["residual_loss"]
 
@@ -34,10 +33,10 @@ def residual_loss(
             positive.
 
     Cost:
-        O(models n) time and memory.
+        O(models n) time and memory; a gradient only for the pairs of a model and a point within the limit.
 
     Transforms:
-        backward; others as far as the residual supports them.
+        backward, double backward; torch.compile breaks the graph.
 
     Example:
         >>> import torch, difflayers as dl
@@ -60,14 +59,4 @@ def residual_loss(
             f"{tuple(models.shape)}"
         )
     points, weights = aligned(function, models.shape[: models.dim() - len(shape)], points, solver.point_size, inliers)
-    with torch.no_grad():
-        ratio = solver.squared_residual(models, points) / limit**2
-        near = (ratio < 1) & (weights > 0)
-        far = weighted_mean((~near).to(weights.dtype), weights)
-    # Again for the pairs that have a gradient, and for no others: of a point that a model maps to infinity, or of a
-    # model that is zero because it is not valid, the derivative would be NaN, and 0 * NaN is not 0.
-    pairs = near.nonzero(as_tuple=True)
-    of_points = points.expand(*near.shape, points.shape[-1])[pairs].unsqueeze(-2)
-    ratio = solver.squared_residual(models[pairs[:-1]], of_points).squeeze(-1) / limit**2
-    close = torch.zeros_like(far.unsqueeze(-1).expand(near.shape)).index_put(pairs, ratio)
-    return far + weighted_mean(close, weights)
+    return bounded_mean(solver.squared_residual, models, points, weights, limit)

@@ -109,6 +109,10 @@ class GumbelTopK(Sampler):
         weight = torch.stack(weights, -2)  # shape: [B, count, size, N]
         return gathered + (weight - weight.detach()).to(points.dtype) @ points.detach().unsqueeze(1)
 
+    def __repr__(self) -> str:
+        softmax = "" if self.gradient == "score_function" else f", temperature={self.temperature}"
+        return f"GumbelTopK(gradient={self.gradient!r}{softmax})"
+
 
 def conditional_keys(logits: Tensor, samples: Tensor, generator: torch.Generator | None) -> Tensor:
     """The keys of Gumbel-top-k, `[B, count, N]` float64, distributed as they are given the draws, largest first, and
