@@ -134,6 +134,17 @@ class EpipolarSolver(ImplicitSolver):
         same = sample[..., i, :] == sample[..., j, :]
         return (same.unflatten(-1, (2, 2)).all(-1)).any(-1).any(-1)
 
+    def all_but_one_on_a_line(self, sample: Tensor) -> Tensor:
+        """Of samples `[..., k, 4]`, `[..., 2, k]`: in each image, whether all points but this one are on a line."""
+        images = sample.double().unflatten(-1, (2, 2)).transpose(-3, -2)  # [..., 2, k, 2]
+        x, y = (images - images.mean(-2, keepdim=True)).unbind(-1)
+        features = torch.stack([x, y, x * x, x * y, y * y], -2)
+        others = (features.sum(-1, keepdim=True) - features) / (self.sample_size - 1)
+        sx, sy, xx, xy, yy = others.unbind(-2)
+        xx, xy, yy = xx - sx * sx, xy - sx * sy, yy - sy * sy
+        # of thickness below 1e-5 of the length: what float32 coordinates of a thousand pixels can tell
+        return xx * yy - xy * xy <= 1e-10 * (xx + yy).square()
+
     def orientation(self, models: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         """Two numbers for each pair of the samples, `[..., k]`.
 

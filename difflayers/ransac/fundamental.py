@@ -94,16 +94,7 @@ class FundamentalMatrix(EpipolarSolver):
 
     def degenerate(self, sample: Tensor) -> Tensor:
         """Samples `[..., 7, 4]` with two points the same, or six on a line, in either image."""
-        # all but one of the seven points: their sums from those of all
-        images = sample.double().unflatten(-1, (2, 2)).transpose(-3, -2)  # [..., 2, 7, 2]
-        images = images - images.mean(-2, keepdim=True)
-        x, y = images.unbind(-1)
-        features = torch.stack([x, y, x * x, x * y, y * y], -2)
-        sx, sy, xx, xy, yy = ((features.sum(-1, keepdim=True) - features) / 6).unbind(-2)
-        xx, xy, yy = xx - sx * sx, xy - sx * sy, yy - sy * sy
-        # of thickness below 1e-5 of the length: what float32 coordinates of a thousand pixels can tell
-        line = xx * yy - xy * xy <= 1e-10 * (xx + yy).square()
-        return self.coincident(sample) | line.any(-1).any(-1)
+        return self.coincident(sample) | self.all_but_one_on_a_line(sample).any(-1).any(-1)
 
     def plausible(self, models: Tensor, sample: Tensor) -> Tensor:
         """The oriented epipolar constraint: e2 x x2 is a positive multiple of F x1 for all pairs, or a negative one."""
