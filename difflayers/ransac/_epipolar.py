@@ -33,7 +33,7 @@ def null_vector(of: Tensor) -> Tensor:
     best = length2.detach().argmax(-1, keepdim=True)
     chosen = of.gather(-1, best.unsqueeze(-2).expand(*of.shape[:-1], 1)).squeeze(-1)
     square = length2.gather(-1, best)
-    return torch.where(square > 0, chosen / torch.where(square > 0, square, 1.0).sqrt(), 0)
+    return torch.where(square == 0, 0, chosen / torch.where(square == 0, 1.0, square).sqrt())
 
 
 def restored(matrix: Tensor, first: Tensor, second: Tensor) -> Tensor:
