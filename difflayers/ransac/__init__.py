@@ -1,6 +1,6 @@
 """Fitting models to points of which many are wrong: generalized differentiable RANSAC."""
 
-from . import residuals
+from . import degeneracy, residuals
 from .essential import EssentialMatrix
 from .fundamental import FundamentalMatrix
 from .homography import Homography
@@ -32,6 +32,7 @@ __all__ = [
     "Solutions",
     "Uniform",
     "decompose_essential",
+    "degeneracy",
     "essential_from_pose",
     "fundamental_from_essential",
     "recover_pose",

@@ -118,11 +118,11 @@ class EpipolarSolver(ImplicitSolver):
 
     def residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Distances `[..., n]` of pairs `[..., n, 4]` from models `[..., 3, 3]`."""
-        return getattr(residuals, self.kernel)(models, points)
+        return getattr(residuals, str(self.kernel))(models, points)
 
     def squared_residual(self, models: Tensor, points: Tensor) -> Tensor:
         """The squares of the distances."""
-        return residuals.squared(self.kernel, models, points)
+        return residuals.squared(str(self.kernel), models, points)
 
     def equations(self, models: Tensor, sample: Tensor) -> Tensor:
         """`[V, k]`: x2^T F x1 of each pair."""

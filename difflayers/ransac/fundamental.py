@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import degeneracy
 from ._epipolar import EpipolarSolver, _affine, agree, cofactors, eight_point, homogeneous, restored
 from ._projections import nearest_rank_two
 
@@ -99,6 +100,32 @@ class FundamentalMatrix(EpipolarSolver):
     def plausible(self, models: Tensor, sample: Tensor) -> Tensor:
         """The oriented epipolar constraint: e2 x x2 is a positive multiple of F x1 for all pairs, or a negative one."""
         return agree(self.orientation(models, sample)[0])
+
+    @torch.no_grad()
+    def repair(
+        self,
+        models: Tensor,
+        sample: Tensor,
+        points: Tensor,
+        mask: Tensor | None,
+        threshold: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Models `[B, H, 3, 3]` of samples with five or more pairs on a plane are completed by two pairs off it
+        (`degeneracy`), where that has the better MSAC score by Sampson distance."""
+        plane, degenerate = degeneracy.plane_of_sample(models, sample, threshold.unsqueeze(-1))
+        row, slot = degenerate.nonzero(as_tuple=True)
+        if not len(row):
+            return models
+        chosen = None if mask is None else mask[row]
+        of_row, limit = points[row], threshold[row]
+        completed, score = degeneracy.complete_plane(plane[row, slot], of_row, chosen, limit, generator=generator)
+        present = torch.ones_like(of_row[..., 0], dtype=torch.bool) if chosen is None else chosen
+        before = degeneracy.msac(models[row, slot], of_row, present, limit.square().to(points).unsqueeze(-1))
+        result = models.clone()
+        result[row, slot] = torch.where((score > before)[:, None, None], completed, models[row, slot])
+        return result
 
 
 def _normalisation(points: Tensor) -> Tensor:
