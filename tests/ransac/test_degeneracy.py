@@ -44,7 +44,7 @@ def test_samples_with_five_on_a_plane_are_found_and_others_are_not():
         if on_plane < 5:
             assert share < 0.1
             continue
-        assert share > 0.95
+        assert share > 0.9
         error = dl.ransac.residuals.transfer(plane, points.unsqueeze(1))[degenerate & valid][:, :on_plane]
         assert (error < 2).all(-1).double().mean() > 0.8
 
