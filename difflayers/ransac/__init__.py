@@ -1,6 +1,6 @@
 """Fitting models to points of which many are wrong: generalized differentiable RANSAC."""
 
-from . import residuals
+from . import degeneracy, residuals
 from .absolute_pose import AbsolutePose
 from .essential import EssentialMatrix
 from .fundamental import FundamentalMatrix
@@ -52,6 +52,7 @@ __all__ = [
     "auc_binned",
     "auc_exact",
     "decompose_essential",
+    "degeneracy",
     "epipolar_loss",
     "essential_from_pose",
     "expected_loss",

@@ -121,5 +121,22 @@ class MinimalSolver(ABC):
         shape = models.shape[: models.dim() - len(self.model_shape)]
         return torch.ones(shape, dtype=torch.bool, device=models.device)
 
+    def repair(
+        self,
+        models: Tensor,
+        sample: Tensor,
+        points: Tensor,
+        mask: Tensor | None,
+        threshold: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Models that their samples determine badly -> better ones, the others as they are; no gradient.
+
+        The search calls it for its best candidates: models `[B, H, *model_shape]`, the sample of each
+        `[B, H, k, d]`, points `[B, N, d]`, mask `[B, N]` or None, threshold `[B]`.
+        """
+        return models
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
