@@ -10,6 +10,7 @@ from ...errors import UnsupportedOperationError
 from ..solver import MinimalSolver
 from ._descent import descend
 from ._losses import LOSSES
+from ._optimum import differentiable_optimum
 from .base import Refiner
 
 __all__ = ["LevenbergMarquardt"]
@@ -39,7 +40,10 @@ class LevenbergMarquardt(Refiner):
         self, solver: MinimalSolver, models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor
     ) -> Tensor:
         """Models `[B, H, *model_shape]` -> those of least robust loss near by."""
-        return self._optimised(solver, models.detach(), points.detach(), mask, threshold.detach())
+        better = self._optimised(solver, models.detach(), points.detach(), mask, threshold.detach())
+        if not (torch.is_grad_enabled() and points.requires_grad) or not better.numel() or solver.freedom <= 0:
+            return better
+        return differentiable_optimum(solver, LOSSES[self.loss], better, points, mask, threshold)
 
     def _optimised(
         self, solver: MinimalSolver, models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor
