@@ -168,8 +168,8 @@ def _attach(
     solution = _checks.tensor(function, "solution", solution).detach()
     if solution.dtype not in (torch.float32, torch.float64):
         raise TypeError(
-            f"{function}: argument 'solution' must be float32 or float64, got {str(solution.dtype)[6:]}; linear systems "
-            f"need that precision"
+            f"{function}: argument 'solution' must be float32 or float64, got {str(solution.dtype)[6:]}; convert it "
+            f"with solution.float()"
         )
     batch_dims = _checks.integer(function, "batch_dims", batch_dims, minimum=0, maximum=solution.dim())
     if not callable(solve):

@@ -100,6 +100,7 @@ def _polished(
     """The models at the minimum; the scale of each degree of freedom `[V, f]` that makes the Hessian's diagonal 1; the
     inverse of the Hessian so scaled; and where all that exists, `[V]`."""
     zero = models.new_zeros(len(models), solver.freedom)
+    identity = torch.eye(solver.freedom, dtype=models.dtype, device=models.device)
     value = torch.where(present, ratio if loss.bounded else loss.value(ratio), 0).sum(-1)
     for last in [False] * POLISHING + [True]:
         objective = _objective(solver, loss, models, present, threshold)
@@ -108,9 +109,7 @@ def _polished(
         defined = hessian.flatten(1).isfinite().all(-1) & gradient.isfinite().all(-1) & (diagonal > 0).all(-1)
         scale = torch.where(defined.unsqueeze(-1), diagonal, 1).rsqrt()
         scaled = scale.unsqueeze(-1) * hessian * scale.unsqueeze(-2)
-        scaled = torch.where(
-            defined[:, None, None], scaled, torch.eye(zero.shape[1], dtype=zero.dtype, device=zero.device)
-        )
+        scaled = torch.where(defined[:, None, None], scaled, identity)
         size, directions = torch.linalg.eigh(scaled)
         defined &= size[:, 0] * WORST_CONDITION > size[:, -1]
         inverse = directions @ (directions.mT / torch.where(defined.unsqueeze(-1), size, 1).unsqueeze(-1))
