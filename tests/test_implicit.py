@@ -152,7 +152,9 @@ def test_a_nan_solution_is_no_solution():
     x = solved_cubic(a.detach())
     x[0] = torch.nan
     dl.implicit.root(cubic, x, a, batch_dims=1, on_failure="zero").sum().backward()
-    assert a.grad is not None and a.grad[0].item() == 0 and a.grad[1] > 0
+    assert a.grad is not None
+    assert a.grad[0].item() == 0
+    assert a.grad[1] > 0
 
 
 def test_refusals_name_the_problem_and_the_residual():
@@ -196,7 +198,8 @@ def test_float32_and_no_gradient_and_empty():
     assert not dl.implicit.root(lambda x, a: x - a, a.detach(), a.detach()).requires_grad
     empty = torch.zeros(0, 3, requires_grad=True)
     dl.implicit.root(lambda x, a: x - a, torch.zeros(0, 3), empty, batch_dims=1).sum().backward()
-    assert empty.grad is not None and empty.grad.shape == (0, 3)
+    assert empty.grad is not None
+    assert empty.grad.shape == (0, 3)
 
 
 def test_arguments_are_checked():

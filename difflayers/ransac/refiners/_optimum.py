@@ -52,6 +52,9 @@ def differentiable_optimum(
     found, scale, inverse, good = _polished(
         solver, loss, exact[row, slot], taken.detach(), present, width[row], ratio[row, slot].gather(-1, index)
     )
+    if not (_overrides(solver, "residual_vector") or _overrides(solver, "squared_residual")):
+        # a bare distance has no derivative where it is 0, and autograd's stand-in, 0, would count for one
+        good &= ~(present & (ratio[row, slot].gather(-1, index) == 0)).any(-1)
     row, slot, taken, present = row[good], slot[good], taken[good], present[good]
     found, scale, inverse = found[good], scale[good], inverse[good]
     objective = _objective(solver, loss, found, present, width[row])
@@ -76,11 +79,20 @@ def _objective(
     inverse_square = (1 / threshold.square()).unsqueeze(-1)
 
     def objective(step: Tensor, points: Tensor) -> Tensor:
-        ratio = solver.squared_residual(solver.retract(models, step), points) * inverse_square
+        moved = solver.retract(models, step)
+        if _overrides(solver, "residual_vector"):
+            square = solver.residual_vector(moved, points).square().sum(-1)
+        else:
+            square = solver.squared_residual(moved, points)
+        ratio = square * inverse_square
         value = ratio if loss.bounded else loss.value(ratio)
         return torch.where(present, value, 0).sum(-1)
 
     return objective
+
+
+def _overrides(solver: MinimalSolver, name: str) -> bool:
+    return getattr(type(solver), name) is not getattr(MinimalSolver, name)
 
 
 def _derivatives(objective: Callable[[Tensor, Tensor], Tensor], points: Tensor, zero: Tensor) -> tuple[Tensor, Tensor]:
@@ -114,8 +126,9 @@ def _polished(
         defined &= size[:, 0] * WORST_CONDITION > size[:, -1]
         inverse = directions @ (directions.mT / torch.where(defined.unsqueeze(-1), size, 1).unsqueeze(-1))
         step = -(inverse @ torch.where(defined.unsqueeze(-1), scale * gradient, 0).unsqueeze(-1)).squeeze(-1)
-        if last:
-            return models, scale, inverse, defined & (step.norm(dim=-1) < CONVERGED)
+        length = step.norm(dim=-1)
+        if last or not bool((defined & (length > 1e-12)).any()):
+            return models, scale, inverse, defined & (length < CONVERGED)
         moved = solver.retract(models, step * scale)
         after = _objective(solver, loss, moved, present, threshold)(zero, points)
         # at the minimum a step changes the loss by rounding errors only
