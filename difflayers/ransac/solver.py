@@ -91,8 +91,8 @@ class MinimalSolver(ABC):
         return self.residual(models, points).square()
 
     def residual_vector(self, models: Tensor, points: Tensor) -> Tensor:
-        """A vector `[..., n, c]` of length `residual` that is smooth where the residual is 0, for refinement; by
-        default the residual itself."""
+        """A vector `[..., n, c]` of length `residual`, for refinement; by default the residual itself. That has no
+        derivative at 0, so a model says what the distance is of, such as the signed distance."""
         return self.residual(models, points).unsqueeze(-1)
 
     def retract(self, models: Tensor, step: Tensor) -> Tensor:
