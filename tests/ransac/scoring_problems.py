@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from difflayers.ransac import GaussianUniform, InlierCount, MAGSAC, MSAC, MinimalSolver, residuals
+from difflayers.ransac import MAGSAC, MSAC, GaussianUniform, InlierCount, MinimalSolver, residuals
 
 SHAPES = {
     "sampson": ((3, 3), 4), "symmetric_epipolar": ((3, 3), 4), "transfer": ((3, 3), 4),
@@ -41,7 +41,9 @@ def problem(name, batch=2, hypotheses=5, count=23, *, dtype=torch.float64, seed=
     models, points = draw(batch, hypotheses, *shape), draw(batch, count, d)
     flat = residuals.squared(name, models, points.unsqueeze(1)).flatten(1)
     # of the finite ones; not exactly any of them, as inliers are those below
-    middle = flat.where(flat.isfinite(), torch.nan).nanmedian(1).values.sqrt() * 1.01 if flat.numel() else torch.tensor(1)
+    middle = (
+        flat.where(flat.isfinite(), torch.nan).nanmedian(1).values.sqrt() * 1.01 if flat.numel() else torch.tensor(1)
+    )
     threshold = middle.nan_to_num(1.0).double().expand(batch)
     mask = torch.rand(batch, count, generator=generator) > 0.2
     valid = torch.rand(batch, hypotheses, generator=generator) > 0.2

@@ -373,3 +373,21 @@ def test_cuda_kernels_are_registered():
         pytest.skip("built without CUDA")
     for op in ("hypothesis_scores", "hypothesis_scores_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"difflayers::{op}", "CUDA")
+
+
+@pytest.mark.cuda
+@each_dtype
+@each_score
+@each_residual
+def test_cuda_equals_the_cpu(name, score, dtype):
+    for count, hypotheses in ((23, 5), (1000, 70), (1, 1)):
+        *tensors, mask, valid = problem(name, 2, hypotheses, count, dtype=dtype)
+        results = []
+        for device in ("cpu", "cuda"):
+            leaves = [t.detach().to(device).requires_grad_() for t in tensors]
+            masks = mask.to(device), valid.to(device)
+            found = scoring.scores(Model(name), SCORERS[score], *leaves[:2], masks[0], leaves[2], masks[1])
+            gradients = torch.autograd.grad(found.masked_fill(~masks[1], 0).sum(), leaves)
+            results.append([t.cpu() for t in (found, *gradients)])
+        for order, (a, b) in enumerate(zip(*results, strict=True)):
+            assert_near(b, a, order=min(order, 1), factor=20)  # other orders of summation

@@ -86,4 +86,5 @@ class GaussianUniform(Scorer, nn.Module):
         return self.uniform
 
     def __repr__(self) -> str:
-        return f"GaussianUniform(sigma={float(self.sigma):.4g}, uniform={self.uniform:g})"
+        sigma = self.sigma.item() if isinstance(self.sigma, Tensor) else self.sigma
+        return f"GaussianUniform(sigma={sigma:.4g}, uniform={self.uniform:g})"
