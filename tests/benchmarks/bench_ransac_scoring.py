@@ -69,9 +69,9 @@ def products(models: Tensor, points: Tensor) -> Tensor:
     """Plain PyTorch with matrix products."""
     ones = torch.ones(len(points), 1)
     first, second = torch.cat([points[:, :2], ones], 1), torch.cat([points[:, 2:], ones], 1)
-    l, m = models @ first.T, models.mT @ second.T
-    error = (second.T * l).sum(1).square()
-    return truncated(error / (l[:, :2].square().sum(1) + m[:, :2].square().sum(1)))
+    second_line, first_line = models @ first.T, models.mT @ second.T
+    error = (second.T * second_line).sum(1).square()
+    return truncated(error / (second_line[:, :2].square().sum(1) + first_line[:, :2].square().sum(1)))
 
 
 def quadratic(models: Tensor, points: Tensor) -> Tensor:

@@ -175,7 +175,8 @@ def test_what_is_not_valid_scores_minus_infinity_without_gradient(fused):
     assert (found[~valid] == -torch.inf).all()
     of_models, of_points = torch.autograd.grad(found.softmax(1).square().sum(), (models, points))
     assert (of_models[~valid] == 0).all()
-    assert of_models.isfinite().all() and of_points.isfinite().all()
+    assert of_models.isfinite().all()
+    assert of_points.isfinite().all()
     assert of_models[valid].any()
     none = torch.zeros_like(valid)
     found = scoring.scores(Model("transfer", fused=fused), MSAC(), models, points, None, threshold, none)
@@ -335,7 +336,9 @@ class Same(Line2D):
 
 
 def test_what_a_subclass_changes_is_not_hidden_by_the_kernel():
-    assert Hidden.kernel is None and Harder.kernel is None and Same.kernel == "line"
+    assert Hidden.kernel is None
+    assert Harder.kernel is None
+    assert Same.kernel == "line"
     models, points, threshold, *_ = problem("transfer")
     for solver, scorer in ((Hidden(), MSAC()), (Homography(), Harder())):
         found = scoring.scores(solver, scorer, models, points, None, threshold)
@@ -358,6 +361,7 @@ def test_any_scorer_works_in_the_layer():
 IN_USE = dl.build_info()["instruction_set"]  # the tests above have run on it
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize("isa", [isa for isa in dl.build_info()["instruction_sets"] if isa != IN_USE])
 def test_other_instruction_sets(isa):

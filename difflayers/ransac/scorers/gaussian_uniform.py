@@ -35,7 +35,7 @@ class GaussianUniform(Scorer, nn.Module):
     Example:
         >>> import torch, difflayers as dl
         >>> dl.ransac.GaussianUniform().of_squared(torch.tensor([0.0, 0.25, 1.0])).round(decimals=3)
-        tensor([1.0000, 0.2590, 0.0020])
+        tensor([1.0000, 0.2580, 0.0020])
     """
 
     kernel = "gaussian_uniform"
