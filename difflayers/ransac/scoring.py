@@ -28,7 +28,7 @@ def scores(
 
     Args:
         models: `[B, H, *model_shape]`.
-        points: `[B, N, d]`, finite where present.
+        points: `[B, N, d]`, finite.
         mask: `[B, N]` bool, True = present; None: all are.
         threshold: `[B]`.
         valid: `[B, H]` bool; models that are not valid get -inf and zero gradient.
@@ -128,6 +128,6 @@ class _Gradient(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         raise UnsupportedOperationError(
-            "difflayers.ransac: the second derivative of a fused score is not implemented; set scorer.kernel = None for "
-            "the plain path, which has it"
+            "difflayers.ransac: the second derivative of a fused score is not implemented; set scorer.kernel = None "
+            "for the plain path, which has it"
         )

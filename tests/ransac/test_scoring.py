@@ -361,6 +361,7 @@ def test_any_scorer_works_in_the_layer():
 IN_USE = dl.build_info()["instruction_set"]  # the tests above have run on it
 
 
+@pytest.mark.slow
 @compiled
 @pytest.mark.parametrize("isa", [isa for isa in dl.build_info()["instruction_sets"] if isa != IN_USE])
 def test_other_instruction_sets(isa):
@@ -376,3 +377,21 @@ def test_cuda_kernels_are_registered():
         pytest.skip("built without CUDA")
     for op in ("hypothesis_scores", "hypothesis_scores_backward"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"difflayers::{op}", "CUDA")
+
+
+@pytest.mark.cuda
+@each_dtype
+@each_score
+@each_residual
+def test_cuda_equals_the_cpu(name, score, dtype):
+    for count, hypotheses in ((23, 5), (1000, 70), (1, 1)):
+        *tensors, mask, valid = problem(name, 2, hypotheses, count, dtype=dtype)
+        results = []
+        for device in ("cpu", "cuda"):
+            leaves = [t.detach().to(device).requires_grad_() for t in tensors]
+            masks = mask.to(device), valid.to(device)
+            found = scoring.scores(Model(name), SCORERS[score], *leaves[:2], masks[0], leaves[2], masks[1])
+            gradients = torch.autograd.grad(found.masked_fill(~masks[1], 0).sum(), leaves)
+            results.append([t.cpu() for t in (found, *gradients)])
+        for order, (a, b) in enumerate(zip(*results, strict=True)):
+            assert_near(b, a, order=min(order, 1), factor=20)  # other orders of summation

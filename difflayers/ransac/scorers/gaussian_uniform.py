@@ -35,7 +35,7 @@ class GaussianUniform(Scorer, nn.Module):
     Example:
         >>> import torch, difflayers as dl
         >>> dl.ransac.GaussianUniform().of_squared(torch.tensor([0.0, 0.25, 1.0])).round(decimals=3)
-        tensor([1.0000, 0.2590, 0.0020])
+        tensor([1.0000, 0.2580, 0.0020])
     """
 
     kernel = "gaussian_uniform"
@@ -86,4 +86,5 @@ class GaussianUniform(Scorer, nn.Module):
         return self.uniform
 
     def __repr__(self) -> str:
-        return f"GaussianUniform(sigma={float(self.sigma):.4g}, uniform={self.uniform:g})"
+        sigma = self.sigma.item() if isinstance(self.sigma, Tensor) else self.sigma
+        return f"GaussianUniform(sigma={sigma:.4g}, uniform={self.uniform:g})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from .base import Scorer
@@ -26,8 +27,9 @@ class InlierCount(Scorer):
 
     def of_squared(self, ratio: Tensor) -> Tensor:
         """1 for inliers, else 0; with a gradient, zero."""
+        inside = ratio < 1
         # a detached result could not take part in a loss's backward pass
-        return (ratio < 1).to(ratio.dtype) + 0 * ratio
+        return inside.to(ratio.dtype) + 0 * torch.where(inside, ratio, 0)
 
     def weight(self, ratio: Tensor) -> Tensor:
         """1 for inliers, else 0."""

@@ -38,7 +38,7 @@ class MAGSAC(Scorer):
     Example:
         >>> import torch, difflayers as dl
         >>> dl.ransac.MAGSAC().of_squared(torch.tensor([0.0, 0.25, 1.0])).round(decimals=3)
-        tensor([1.0000, 0.2610, 0.0000])
+        tensor([1.0000, 0.2590, 0.0000])
     """
 
     kernel = "magsac"
