@@ -124,6 +124,16 @@ class EpipolarSolver(ImplicitSolver):
         """The squares of the distances."""
         return residuals.squared(str(self.kernel), models, points)
 
+    def residual_vector(self, models: Tensor, points: Tensor) -> Tensor:
+        """The distance with the sign of x2^T F x1, `[..., n, 1]`, or the distances in the two images, `[..., n, 2]`."""
+        error, second, first = residuals.epipolar_parts(models, points)
+        parts = (second + first,) if self.kernel == "sampson" else (second, first)
+        defined = [part > 0 for part in parts]
+        roots = [torch.where(good, part, 1.0).sqrt() for good, part in zip(defined, parts, strict=True)]
+        return torch.stack(
+            [torch.where(good, error / root, torch.inf) for good, root in zip(defined, roots, strict=True)], -1
+        )
+
     def equations(self, models: Tensor, sample: Tensor) -> Tensor:
         """`[V, k]`: x2^T F x1 of each pair."""
         return (homogeneous(sample[..., 2:]) * (homogeneous(sample[..., :2]) @ models.mT)).sum(-1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import manifolds, residuals
 from ._implicit_solve import ImplicitSolver
 
 __all__ = ["AbsolutePose"]
@@ -23,19 +24,28 @@ class AbsolutePose(ImplicitSolver):
 
     sample_size, point_size, model_shape, max_solutions = 3, 5, (3, 4), 4
     problem = "pose"
+    freedom = 6
     kernel = "reprojection"
 
     def residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Distances `[..., n]` in the plane z = 1."""
-        return self.squared_residual(models, points).sqrt()
+        return residuals.reprojection(models, points)
 
     def squared_residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Squared distances; inf behind the camera."""
+        return residuals.squared("reprojection", models, points)
+
+    def residual_vector(self, models: Tensor, points: Tensor) -> Tensor:
+        """The image of X less (u, v), `[..., n, 2]`; inf behind the camera."""
         x, y, z = (points[..., 2:] @ models[..., :3].mT + models[..., None, :, 3]).unbind(-1)
         in_front = z > 0
         depth = torch.where(in_front, z, 1.0)
-        square = (x / depth - points[..., 0]).square() + (y / depth - points[..., 1]).square()
-        return torch.where(in_front, square, torch.inf)
+        apart = torch.stack([x / depth, y / depth], -1) - points[..., :2]
+        return torch.where(in_front.unsqueeze(-1), apart, torch.inf)
+
+    def retract(self, models: Tensor, step: Tensor) -> Tensor:
+        """Steps `[..., 6]` of rotation and translation."""
+        return manifolds.retract_motion(models, step)
 
     def equations(self, models: Tensor, sample: Tensor) -> Tensor:
         """`[V, 6]`: x - u z and y - v z of each point as the camera sees it."""

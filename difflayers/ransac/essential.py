@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _checks
+from . import manifolds
 from ._epipolar import EpipolarSolver, agree, eight_point, homogeneous, restored
 from ._projections import nearest_essential
 from .fundamental import ordered
@@ -51,6 +52,7 @@ class EssentialMatrix(EpipolarSolver):
 
     sample_size, max_solutions = 5, 10
     problem = "essential"
+    freedom = 5
 
     def solve(self, sample: Tensor) -> Solutions:
         """Samples `[..., 5, 4]` -> models `[..., 10, 3, 3]`."""
@@ -72,6 +74,10 @@ class EssentialMatrix(EpipolarSolver):
         outer = lambda left, right: left.unsqueeze(-1) * right.unsqueeze(-2)  # noqa: E731
         turn = (outer(a, q) - outer(b, p)) / 2**0.5
         return torch.stack([outer(a, r), outer(b, r), outer(c, p), outer(c, q), turn], 1)
+
+    def retract(self, models: Tensor, step: Tensor) -> Tensor:
+        """Steps `[..., 5]`; see `difflayers.ransac.manifolds`."""
+        return manifolds.retract_essential(models, step)
 
     def reference(self, sample: Tensor) -> tuple[Tensor, Tensor]:
         """The eigenvectors of the action matrix of multiplication by x, each corrected by Newton's method."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import degeneracy
+from . import degeneracy, manifolds
 from ._epipolar import EpipolarSolver, _affine, agree, cofactors, eight_point, homogeneous, restored
 from ._projections import nearest_rank_two
 
@@ -45,6 +45,7 @@ class FundamentalMatrix(EpipolarSolver):
 
     sample_size, max_solutions = 7, 3
     problem = "fundamental"
+    freedom = 7
 
     def tangent(self, models: Tensor, sample: Tensor) -> Tensor:
         """`[V, 7, 3, 3]`: directions within the matrices of rank 2 and unit norm; orthonormal for normalised points."""
@@ -59,6 +60,10 @@ class FundamentalMatrix(EpipolarSolver):
         moved = moved - (moved @ unit) * unit.mT
         orientation = (raw * models.flatten(1)).sum(-1).sign() / raw.norm(dim=-1)
         return (moved * orientation[:, None, None]).unflatten(-1, (3, 3))
+
+    def retract(self, models: Tensor, step: Tensor) -> Tensor:
+        """Steps `[..., 7]`; see `difflayers.ransac.manifolds`."""
+        return manifolds.retract_fundamental(models, step)
 
     def reference(self, sample: Tensor) -> tuple[Tensor, Tensor]:
         """The cubic det(a F1 + F2) = 0 across the seven equations, its roots the eigenvalues of its companion."""

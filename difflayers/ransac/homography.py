@@ -25,7 +25,7 @@ class Homography(ImplicitSolver):
 
     def residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Transfer errors `[..., n]`; infinite for points that the model maps to infinity."""
-        return self.squared_residual(models, points).sqrt()
+        return residuals.transfer(models, points)
 
     def squared_residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Squared transfer errors."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import _checks
 
 __all__ = [
-    "point_circle", "point_line", "point_plane", "reprojection", "rigid", "sampson", "squared", "symmetric_epipolar",
+    "circle", "line", "plane", "reprojection", "rigid", "sampson", "squared", "symmetric_epipolar",
     "symmetric_transfer", "transfer",
 ]  # fmt: skip
 
@@ -105,7 +105,7 @@ def symmetric_transfer(models: Tensor, points: Tensor) -> Tensor:
     return _root(_symmetric_transfer2(models, points))
 
 
-def point_line(models: Tensor, points: Tensor) -> Tensor:
+def line(models: Tensor, points: Tensor) -> Tensor:
     """The distance of points from a line in the plane.
 
     Args:
@@ -117,13 +117,13 @@ def point_line(models: Tensor, points: Tensor) -> Tensor:
 
     Example:
         >>> import torch, difflayers as dl
-        >>> dl.ransac.residuals.point_line(torch.tensor([0.0, 1.0, -2.0]), torch.tensor([[7.0, 5.0]]))
+        >>> dl.ransac.residuals.line(torch.tensor([0.0, 1.0, -2.0]), torch.tensor([[7.0, 5.0]]))
         tensor([3.])
     """
     return _hyperplane(models, points).abs()
 
 
-def point_plane(models: Tensor, points: Tensor) -> Tensor:
+def plane(models: Tensor, points: Tensor) -> Tensor:
     """The distance of points from a plane in space.
 
     Args:
@@ -135,13 +135,13 @@ def point_plane(models: Tensor, points: Tensor) -> Tensor:
 
     Example:
         >>> import torch, difflayers as dl
-        >>> dl.ransac.residuals.point_plane(torch.tensor([0.0, 0.0, 1.0, -2.0]), torch.tensor([[7.0, 5.0, 1.0]]))
+        >>> dl.ransac.residuals.plane(torch.tensor([0.0, 0.0, 1.0, -2.0]), torch.tensor([[7.0, 5.0, 1.0]]))
         tensor([1.])
     """
     return _hyperplane(models, points).abs()
 
 
-def point_circle(models: Tensor, points: Tensor) -> Tensor:
+def circle(models: Tensor, points: Tensor) -> Tensor:
     """The distance of points from a circle.
 
     Args:
@@ -153,7 +153,7 @@ def point_circle(models: Tensor, points: Tensor) -> Tensor:
 
     Example:
         >>> import torch, difflayers as dl
-        >>> dl.ransac.residuals.point_circle(torch.tensor([0.0, 0.0, 2.0]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
+        >>> dl.ransac.residuals.circle(torch.tensor([0.0, 0.0, 2.0]), torch.tensor([[3.0, 4.0], [0.0, 1.0]]))
         tensor([3., 1.])
     """
     return _circle(models, points).abs()
@@ -200,8 +200,8 @@ def squared(name: str, models: Tensor, points: Tensor) -> Tensor:
     """The square of the residual of this name, differentiable where the residual itself is 0.
 
     Args:
-        name: of the function: "sampson", "symmetric_epipolar", "transfer", "symmetric_transfer", "point_line",
-            "point_plane", "point_circle", "rigid" or "reprojection".
+        name: of the function: "sampson", "symmetric_epipolar", "transfer", "symmetric_transfer", "line",
+            "plane", "circle", "rigid" or "reprojection".
         models: as that function takes them.
         points: as that function takes them.
 
@@ -237,7 +237,7 @@ def _entries(models: Tensor, dims: int) -> tuple[Tensor, ...]:
     return models.flatten(-dims).unsqueeze(-2).unbind(-1)
 
 
-def _epipolar(models: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def epipolar_parts(models: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The algebraic error, and the squared lengths of the epipolar lines' normals in the second and first image."""
     x, y, u, v = points.unbind(-1)
     f = _entries(models, 2)
@@ -248,12 +248,12 @@ def _epipolar(models: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sampson2(models: Tensor, points: Tensor) -> Tensor:
-    error, second, first = _epipolar(models, points)
+    error, second, first = epipolar_parts(models, points)
     return _over(error.square(), second + first)
 
 
 def _symmetric_epipolar2(models: Tensor, points: Tensor) -> Tensor:
-    error, second, first = _epipolar(models, points)
+    error, second, first = epipolar_parts(models, points)
     square = error.square()
     return _over(square, second) + _over(square, first)
 
@@ -300,14 +300,15 @@ def _reprojection2(models: Tensor, points: Tensor) -> Tensor:
     return torch.where(in_front, square, torch.inf)
 
 
+# by the names of the fused kernels, `MinimalSolver.kernel`
 _SQUARED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "sampson": _sampson2,
     "symmetric_epipolar": _symmetric_epipolar2,
     "transfer": _transfer2,
     "symmetric_transfer": _symmetric_transfer2,
-    "point_line": lambda models, points: _hyperplane(models, points).square(),
-    "point_plane": lambda models, points: _hyperplane(models, points).square(),
-    "point_circle": lambda models, points: _circle(models, points).square(),
+    "line": lambda models, points: _hyperplane(models, points).square(),
+    "plane": lambda models, points: _hyperplane(models, points).square(),
+    "circle": lambda models, points: _circle(models, points).square(),
     "rigid": _rigid2,
     "reprojection": _reprojection2,
 }

@@ -29,7 +29,7 @@ def scene(n=30, seed=0):
     return cross @ rotation, torch.cat([space[:, :2] / space[:, 2:], second[:, :2] / second[:, 2:]], -1)
 
 
-def point_line(point, line):
+def line(point, line):
     return abs(line[0] * point[0] + line[1] * point[1] + line[2]) / math.hypot(line[0], line[1])
 
 
@@ -43,7 +43,7 @@ def test_epipolar_loss_against_distances_from_lines(distance):
         first, second = (torch.tensor(p, dtype=torch.float64) for p in ([x, y, 1], [u, v, 1]))
         line2, line1 = (f @ first).tolist(), (f.T @ second).tolist()
         if distance == "symmetric_epipolar":
-            squared = point_line((u, v), line2) ** 2 + point_line((x, y), line1) ** 2
+            squared = line((u, v), line2) ** 2 + line((x, y), line1) ** 2
         else:
             squared = float(second @ f @ first) ** 2 / sum(a * a for a in (*line2[:2], *line1[:2]))
         total += w * min(squared / limit**2, 1)

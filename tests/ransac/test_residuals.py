@@ -10,7 +10,7 @@ from .two_view_scenes import views
 
 SHAPES = {
     "sampson": ((3, 3), 4), "symmetric_epipolar": ((3, 3), 4), "transfer": ((3, 3), 4),
-    "symmetric_transfer": ((3, 3), 4), "point_line": ((3,), 2), "point_plane": ((4,), 3), "point_circle": ((3,), 2),
+    "symmetric_transfer": ((3, 3), 4), "line": ((3,), 2), "plane": ((4,), 3), "circle": ((3,), 2),
     "rigid": ((3, 4), 6), "reprojection": ((3, 4), 5),
 }  # fmt: skip
 every = pytest.mark.parametrize("name", SHAPES)
@@ -36,9 +36,9 @@ def by_hand(name, model, point):
             if name == "transfer"
             else np.hypot(forth, np.linalg.norm(moved(np.linalg.inv(model), point[2:]) - point[:2]))
         )
-    if name in ("point_line", "point_plane"):
+    if name in ("line", "plane"):
         return abs(model[:-1] @ point + model[-1])
-    if name == "point_circle":
+    if name == "circle":
         return abs(np.hypot(*(point - model[:2])) - model[2])
     if name == "rigid":
         return np.linalg.norm(model @ np.append(point[:3], 1) - point[3:])
@@ -50,7 +50,7 @@ def drawn(name, models=3, points=7):
     shape, size = SHAPES[name]
     generator = torch.Generator().manual_seed(len(name))
     model = torch.randn(models, *shape, generator=generator, dtype=torch.float64)
-    if name in ("point_line", "point_plane"):
+    if name in ("line", "plane"):
         model = model / model[:, :-1].norm(dim=-1, keepdim=True)
     return model, torch.randn(points, size, generator=generator, dtype=torch.float64)
 
