@@ -222,13 +222,12 @@ class _System:
         """u with product(u) = g, and which problems have failed by now; u is 0 there."""
         g = torch.where(failed.unsqueeze(-1), 0, self.rows(g)).view_as(g)
         if callable(self.solve):
-            u = self.solve(product, g)
+            u = self.rows(self.solve(product, g))
             good = torch.ones_like(failed)
         else:
             u, good = {"dense": _dense, "cg": _conjugate_gradients, "neumann": _neumann}[self.solve](
                 lambda v: self.rows(product(v.view_as(g))), self.rows(g), self.max_steps
             )
-        u = self.rows(u)
         bad = ~failed & ~(good & u.isfinite().all(-1))
         if self.on_failure == "raise" and bool(bad.any()):
             row = int(bad.nonzero()[0])

@@ -53,9 +53,9 @@ def test_a_minimum_has_the_gradient_of_its_closed_form(problem, solve):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("batch_dims", [0, 1, 2])
+@pytest.mark.parametrize("batch_dims", [0, 1, 2, 3])
 def test_batched_and_joint_systems_agree(batch_dims):
-    a = torch.randn(2, 3, dtype=DTYPE, requires_grad=True)
+    a = torch.randn(2, 3, 2, dtype=DTYPE, requires_grad=True)
     x = dl.implicit.root(cubic, solved_cubic(a.detach()), a, batch_dims=batch_dims)
     (gradient,) = torch.autograd.grad(x.sum(), a)
     torch.testing.assert_close(gradient, 1 / (3 * x.detach() ** 2 + 1))

@@ -36,7 +36,6 @@ def _vex(m: Tensor) -> Tensor:  # the a of m - m^T = [a]x
 class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrices: Tensor, worst: float) -> tuple[Tensor, Tensor]:
-        matrices = matrices.detach()
         finite = matrices.flatten(1).isfinite().all(-1)
         left, value, right = torch.linalg.svd(torch.where(finite[:, None, None], matrices, 0))
         sign = torch.linalg.det(left @ right).sign()
@@ -75,12 +74,14 @@ def smallest_eigenvector(matrices: Tensor, worst: float) -> tuple[Tensor, Tensor
 class _Eigenvector(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, matrices: Tensor, worst: float) -> tuple[Tensor, Tensor]:
-        matrices = matrices.detach()
         finite = matrices.flatten(1).isfinite().all(-1)
         value, vectors = torch.linalg.eigh(torch.where(finite[:, None, None], matrices, 0))
         gap = value[:, 1] - value[:, 0]
         spread = torch.where(finite & (gap > 0), value[:, -1] / gap, torch.inf)
-        result = vectors[..., 0].contiguous()
+        result = vectors[..., 0]
+        # LAPACK's sign depends on rounding
+        largest = result.gather(-1, result.abs().argmax(-1, keepdim=True))
+        result = result * torch.where(largest < 0, -1.0, 1.0)
         ctx.save_for_backward(matrices, result, spread < worst)
         ctx.mark_non_differentiable(spread)
         return result, spread
