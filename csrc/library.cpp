@@ -83,6 +83,15 @@ STABLE_TORCH_LIBRARY(difflayers, library) {
   library.def(
       "refine_models(Tensor models, Tensor points, Tensor? mask, Tensor threshold, str model, str loss, int steps) "
       "-> (Tensor, Tensor)");
+  // Scores [B, H] of models [B, H, parameters] on points [B, N, d]; see residuals.h and scores.h. mask [B, N] and
+  // valid [B, H] bool; scale [B] float64, what residuals are measured in; a model that cannot reach at_least [B]
+  // float64 may stop and return a score below it. The gradients are by models, points and scale.
+  library.def(
+      "hypothesis_scores(Tensor models, Tensor points, Tensor? mask, Tensor? valid, Tensor scale, Tensor? at_least, "
+      "str residual, str score, float parameter) -> Tensor");
+  library.def(
+      "hypothesis_scores_backward(Tensor gradient, Tensor models, Tensor points, Tensor? mask, Tensor? valid, "
+      "Tensor scale, str residual, str score, float parameter) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difflayers, CompositeExplicitAutograd, library) {

@@ -324,6 +324,22 @@ def refine_models(
     return torch.ops.difflayers.refine_models.default(models, points, mask, threshold, model, loss, steps)
 
 
+def _define_scoring() -> tuple[Any, Any]:
+    """Shapes of the two scoring operators; ransac/scoring.py differentiates them."""
+    ops = torch.ops.difflayers
+
+    @torch.library.register_fake("difflayers::hypothesis_scores")
+    def _(models: Any, points: Any, *rest: Any) -> Any:
+        return points.new_empty(models.shape[:2])
+
+    @torch.library.register_fake("difflayers::hypothesis_scores_backward")
+    def _(gradient: Any, models: Any, points: Any, mask: Any, valid: Any, scale: Any, *rest: Any) -> Any:
+        return models.new_empty(models.shape), points.new_empty(points.shape), scale.new_empty(scale.shape)
+
+    return ops.hypothesis_scores.default, ops.hypothesis_scores_backward.default
+
+
 if COMPILED:
+    hypothesis_scores, hypothesis_scores_backward = _define_scoring()
     transport = _define_transport()
     permutahedron, permutahedron_backward = _define_permutahedron()

@@ -6,6 +6,7 @@
 
 #include "choice_kernels.h"
 #include "refine_kernels.h"
+#include "scoring_kernels.h"
 #include "sorting_kernels.h"
 #include "subsets_kernels.h"
 
@@ -17,6 +18,7 @@ struct InstructionSet {
   const ChoiceKernels* choice;
   const SubsetKernels* subsets;
   const RefineKernels* refine;
+  const ScoringKernels* scoring;
 };
 
 // Those compiled in that this processor can run, slowest first.

@@ -12,12 +12,13 @@ from .ransac import RANSAC
 from .refiners import LeastSquares, LevenbergMarquardt, Refiner
 from .result import Hypotheses, RansacResult, RansacStatus
 from .samplers import PROSAC, GumbelTopK, Sampler, Uniform, Weighted
-from .scorers import MSAC, Scorer
+from .scorers import MAGSAC, MSAC, GaussianUniform, InlierCount, Learned, Scorer
 from .selection import Best, Mean, Selection, Softmax
 from .solver import MinimalSolver, Solutions
 from .two_view import Pose, decompose_essential, essential_from_pose, fundamental_from_essential, recover_pose
 
 __all__ = [
+    "MAGSAC",
     "MSAC",
     "PROSAC",
     "RANSAC",
@@ -25,9 +26,12 @@ __all__ = [
     "Best",
     "EssentialMatrix",
     "FundamentalMatrix",
+    "GaussianUniform",
     "GumbelTopK",
     "Homography",
     "Hypotheses",
+    "InlierCount",
+    "Learned",
     "LeastSquares",
     "LevenbergMarquardt",
     "Line2D",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import manifolds
+from . import manifolds, residuals
 from ._implicit_solve import ImplicitSolver
 
 __all__ = ["Homography"]
@@ -29,12 +29,7 @@ class Homography(ImplicitSolver):
 
     def squared_residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Squared transfer errors."""
-        x, y, u, v = points.unbind(-1)
-        h = models.flatten(-2).unsqueeze(-2).unbind(-1)
-        w = h[6] * x + h[7] * y + h[8]
-        dx = (h[0] * x + h[1] * y + h[2]) / w - u
-        dy = (h[3] * x + h[4] * y + h[5]) / w - v
-        return dx.square() + dy.square()
+        return residuals.squared("transfer", models, points)
 
     def residual_vector(self, models: Tensor, points: Tensor) -> Tensor:
         """$H x_1 - x_2$, `[..., n, 2]`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -41,7 +41,8 @@ class MinimalSolver(ABC):
         model_shape: shape of one model.
         max_solutions: the most models that a sample can have.
         worst_condition: see `Solutions.condition`.
-        kernel: the residual's name in the fused kernels, or None.
+        kernel: the residual's name in the fused kernels, or None; a subclass that changes the residual has none unless
+            it says so.
         problem: the model's name in the compiled library, or None.
         freedom: degrees of freedom of the model, the length of a step of `retract`; 0: it has none.
 
@@ -70,6 +71,12 @@ class MinimalSolver(ABC):
     kernel: str | None = None
     problem: str | None = None
     freedom: int = 0
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        # the fused kernel does not know a residual of the subclass's own
+        if "kernel" not in cls.__dict__ and {"residual", "squared_residual"} & cls.__dict__.keys():
+            cls.kernel = None
 
     @abstractmethod
     def solve(self, sample: Tensor) -> Solutions | tuple[Tensor, Tensor]:

@@ -3,11 +3,13 @@
 import copy
 
 import pytest
-import scenes
+
 import torch
 from torch.utils.checkpoint import checkpoint
 
 import difflayers as dl
+
+from . import scenes
 from difflayers.ransac import RansacStatus
 
 LINE, HOMOGRAPHY = dl.ransac.Line2D(), dl.ransac.Homography()

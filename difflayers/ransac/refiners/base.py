@@ -37,6 +37,7 @@ class Refiner(ABC):
 def default_refiner(solver: MinimalSolver, function: str, name: str, refiner: object) -> Refiner | None:
     """`refiner` itself; for "auto", the best one that the model can do."""
     from .least_squares import LeastSquares
+    from .levenberg_marquardt import LevenbergMarquardt
 
     if refiner is None or isinstance(refiner, Refiner):
         return refiner
@@ -44,4 +45,6 @@ def default_refiner(solver: MinimalSolver, function: str, name: str, refiner: ob
         raise TypeError(
             f"{function}: argument '{name}' must be a difflayers.ransac.Refiner, \"auto\" or None, got {refiner!r}"
         )
+    if solver.freedom > 0:
+        return LevenbergMarquardt()
     return LeastSquares() if type(solver).fit is not MinimalSolver.fit else None
