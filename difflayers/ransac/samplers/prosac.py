@@ -12,6 +12,7 @@ from .base import Sampler, checked, draws_needed
 __all__ = ["PROSAC"]
 
 ACCIDENT = 0.1  # the share of points that a wrong model may have as inliers
+SURPLUS = 5  # inliers besides its sample that a right one has at least
 
 
 class PROSAC(Sampler):
@@ -92,8 +93,8 @@ class PROSAC(Sampler):
             success = success * (among - i).clamp(min=0) / (best - i)
         needed = draws_needed(success, confidence)
         others = best - size
-        by_accident = ACCIDENT * others + 3 * (ACCIDENT * (1 - ACCIDENT) * others).sqrt()
-        credible = (among - size > by_accident) & (needed <= self._growth(logits.shape[-1], number, size))
+        by_accident = (ACCIDENT * others + 3 * (ACCIDENT * (1 - ACCIDENT) * others).sqrt()).clamp(min=SURPLUS)
+        credible = (among - size >= by_accident) & (needed <= self._growth(logits.shape[-1], number, size))
         usable = torch.where(best == number, True, credible & (best < number))
         return torch.where(usable, needed, torch.inf).amin(-1)
 
