@@ -3,7 +3,7 @@
 //
 // s falls from 1 at 0 to 0 at `cutoff`. Callers give points at or beyond the cutoff, and those whose ratio is NaN, the
 // score 0 and the slope 0 whatever these functions say there. Stated bound, tested in tests/ransac/test_scoring_kernels:
-// in float32, s and its slope are within 2e-6 of their float64 values, absolutely.
+// in float32, s and its slope are within 3e-6 of their float64 values, absolutely.
 #pragma once
 
 #include "approximations.h"

@@ -25,10 +25,14 @@ void value_and_slope(const double* c, double x, double& f, double& slope) {
   }
 }
 
-// The root in [low, high], where the polynomial changes sign once: Newton's method, bisection where it leaves.
+// The root in [low, high], where the polynomial changes sign once, from f_low to f_high: Newton's method, bisection where
+// it leaves. It stops after a step below `tolerance`, when the error of a simple root is far below that.
 template <int degree>
-double bracketed(const double* c, double low, double high, bool low_is_negative, double tolerance) {
-  double x = 0.5 * (low + high);
+double bracketed(const double* c, double low, double high, double f_low, double f_high, double tolerance) {
+  const bool low_is_negative = f_low < 0;
+  // between two extrema the polynomial looks like the cubic with slope 0 at both ends; roughly its inverse
+  const double s = f_low / (f_low - f_high) - 0.5;
+  double x = 0.5 * (low + high) + (high - low) * s * (2 + 4 * s * s) / 3;
   for (int step = 0; step < 100; ++step) {
     double f, slope;
     value_and_slope<degree>(c, x, f, slope);
@@ -52,6 +56,15 @@ int within(const double* c, double* found) {
     if (!(std::abs(x) <= 1)) return 0;
     found[0] = x;
     return 1;
+  } else if constexpr (degree == 2 && derivative) {
+    const double square = c[1] * c[1] - 4 * c[2] * c[0];
+    if (!(square > 0)) return 0;
+    const double q = -0.5 * (c[1] + std::copysign(std::sqrt(square), c[1]));
+    const double one = q / c[2], other = c[0] / q, least = std::min(one, other), most = std::max(one, other);
+    int count = 0;
+    if (std::abs(least) <= 1) found[count++] = least;
+    if (std::abs(most) <= 1) found[count++] = most;
+    return count;
   } else {
     double slope[degree], extrema[degree + 1];
     double size = 0;
@@ -63,10 +76,10 @@ int within(const double* c, double* found) {
     int count = 0;
     double f = value<degree>(c, -1);
     for (int i = 0; i <= inner && count < degree; ++i) {
-      const bool negative = f < 0;
+      const double before = f;
       f = value<degree>(c, extrema[i + 1]);
-      if (negative != (f < 0)) {
-        found[count++] = bracketed<degree>(c, extrema[i], extrema[i + 1], negative, derivative ? 1e-9 : 4e-16);
+      if ((before < 0) != (f < 0)) {
+        found[count++] = bracketed<degree>(c, extrema[i], extrema[i + 1], before, f, derivative ? 1e-5 : 1e-14);
       } else if (!derivative && i < inner && std::abs(f) <= 1e-14 * size) {
         found[count++] = extrema[i + 1];
       }

@@ -33,7 +33,7 @@ def null_vector(of: Tensor) -> Tensor:
     best = length2.detach().argmax(-1, keepdim=True)
     chosen = of.gather(-1, best.unsqueeze(-2).expand(*of.shape[:-1], 1)).squeeze(-1)
     square = length2.gather(-1, best)
-    return torch.where(square > 0, chosen / torch.where(square > 0, square, 1.0).sqrt(), 0)
+    return torch.where(square == 0, 0, chosen / torch.where(square == 0, 1.0, square).sqrt())
 
 
 def restored(matrix: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -118,11 +118,11 @@ class EpipolarSolver(ImplicitSolver):
 
     def residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Distances `[..., n]` of pairs `[..., n, 4]` from models `[..., 3, 3]`."""
-        return getattr(residuals, self.kernel)(models, points)
+        return getattr(residuals, str(self.kernel))(models, points)
 
     def squared_residual(self, models: Tensor, points: Tensor) -> Tensor:
         """The squares of the distances."""
-        return residuals.squared(self.kernel, models, points)
+        return residuals.squared(str(self.kernel), models, points)
 
     def equations(self, models: Tensor, sample: Tensor) -> Tensor:
         """`[V, k]`: x2^T F x1 of each pair."""
@@ -133,6 +133,17 @@ class EpipolarSolver(ImplicitSolver):
         i, j = torch.tensor(list(combinations(range(self.sample_size), 2)), device=sample.device).unbind(-1)
         same = sample[..., i, :] == sample[..., j, :]
         return (same.unflatten(-1, (2, 2)).all(-1)).any(-1).any(-1)
+
+    def all_but_one_on_a_line(self, sample: Tensor) -> Tensor:
+        """Of samples `[..., k, 4]`, `[..., 2, k]`: in each image, whether all points but this one are on a line."""
+        images = sample.double().unflatten(-1, (2, 2)).transpose(-3, -2)  # [..., 2, k, 2]
+        x, y = (images - images.mean(-2, keepdim=True)).unbind(-1)
+        features = torch.stack([x, y, x * x, x * y, y * y], -2)
+        others = (features.sum(-1, keepdim=True) - features) / (self.sample_size - 1)
+        sx, sy, xx, xy, yy = others.unbind(-2)
+        xx, xy, yy = xx - sx * sx, xy - sx * sy, yy - sy * sy
+        # of thickness below 1e-5 of the length: what float32 coordinates of a thousand pixels can tell
+        return xx * yy - xy * xy <= 1e-10 * (xx + yy).square()
 
     def orientation(self, models: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
         """Two numbers for each pair of the samples, `[..., k]`.

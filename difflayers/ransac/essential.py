@@ -22,8 +22,9 @@ class EssentialMatrix(EpipolarSolver):
 
     The model is `[3, 3]` with singular values $1/\sqrt2, 1/\sqrt2, 0$ (unit Frobenius norm), its sign free;
     `decompose_essential` and `recover_pose` make the pose of it. `fit` is the weighted 8-point algorithm with the
-    nearest essential matrix. A sample is degenerate when two pairs share a point of an image; a model is plausible
-    when one of its four poses has the whole sample in front of both cameras.
+    nearest essential matrix. A sample is degenerate when two pairs share a point of an image
+    or four pairs are on a line in both; a model is plausible when one of its four poses has the whole sample in front
+    of both cameras.
 
     Args:
         residual: "sampson" or "symmetric_epipolar", the functions of `difflayers.ransac.residuals`.
@@ -124,8 +125,8 @@ class EssentialMatrix(EpipolarSolver):
         return torch.where(valid[..., None, None], result, 0).to(points.dtype), valid
 
     def degenerate(self, sample: Tensor) -> Tensor:
-        """Samples `[..., 5, 4]` with two points the same in either image."""
-        return self.coincident(sample)
+        """Samples `[..., 5, 4]` with two points the same in either image, or four on a line in both."""
+        return self.coincident(sample) | self.all_but_one_on_a_line(sample).all(-2).any(-1)
 
     def plausible(self, models: Tensor, sample: Tensor) -> Tensor:
         """Cheirality: one and the same of the four poses has each pair in front of both cameras."""

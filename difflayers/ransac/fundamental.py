@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import degeneracy
 from ._epipolar import EpipolarSolver, _affine, agree, cofactors, eight_point, homogeneous, restored
 from ._projections import nearest_rank_two
 
@@ -94,20 +95,37 @@ class FundamentalMatrix(EpipolarSolver):
 
     def degenerate(self, sample: Tensor) -> Tensor:
         """Samples `[..., 7, 4]` with two points the same, or six on a line, in either image."""
-        # all but one of the seven points: their sums from those of all
-        images = sample.double().unflatten(-1, (2, 2)).transpose(-3, -2)  # [..., 2, 7, 2]
-        images = images - images.mean(-2, keepdim=True)
-        x, y = images.unbind(-1)
-        features = torch.stack([x, y, x * x, x * y, y * y], -2)
-        sx, sy, xx, xy, yy = ((features.sum(-1, keepdim=True) - features) / 6).unbind(-2)
-        xx, xy, yy = xx - sx * sx, xy - sx * sy, yy - sy * sy
-        # of thickness below 1e-5 of the length: what float32 coordinates of a thousand pixels can tell
-        line = xx * yy - xy * xy <= 1e-10 * (xx + yy).square()
-        return self.coincident(sample) | line.any(-1).any(-1)
+        return self.coincident(sample) | self.all_but_one_on_a_line(sample).any(-1).any(-1)
 
     def plausible(self, models: Tensor, sample: Tensor) -> Tensor:
         """The oriented epipolar constraint: e2 x x2 is a positive multiple of F x1 for all pairs, or a negative one."""
         return agree(self.orientation(models, sample)[0])
+
+    @torch.no_grad()
+    def repair(
+        self,
+        models: Tensor,
+        sample: Tensor,
+        points: Tensor,
+        mask: Tensor | None,
+        threshold: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Models `[B, H, 3, 3]` of samples with five or more pairs on a plane are completed by two pairs off it
+        (`degeneracy`), where that has the better MSAC score by Sampson distance."""
+        plane, degenerate = degeneracy.plane_of_sample(models, sample, threshold.unsqueeze(-1))
+        row, slot = degenerate.nonzero(as_tuple=True)
+        if not len(row):
+            return models
+        chosen = None if mask is None else mask[row]
+        of_row, limit = points[row], threshold[row]
+        completed, score = degeneracy.complete_plane(plane[row, slot], of_row, chosen, limit, generator=generator)
+        present = torch.ones_like(of_row[..., 0], dtype=torch.bool) if chosen is None else chosen
+        before = degeneracy.msac(models[row, slot], of_row, present, limit.square().to(points).unsqueeze(-1))
+        result = models.clone()
+        result[row, slot] = torch.where((score > before)[:, None, None], completed, models[row, slot])
+        return result
 
 
 def _normalisation(points: Tensor) -> Tensor:

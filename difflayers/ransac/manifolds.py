@@ -104,12 +104,31 @@ def retract_fundamental(models: Tensor, step: Tensor) -> Tensor:
         Bartoli, Sturm, "Nonlinear Estimation of the Fundamental Matrix with Minimal Parameters", PAMI 2004.
     """
     constant = models.detach()
-    left, value, right = torch.linalg.svd(constant)
+    rows, columns = _balance(constant)
+    balanced = rows.unsqueeze(-1) * constant * columns.unsqueeze(-2)
+    left, value, right = torch.linalg.svd(balanced)
     left = left @ rotation(step[..., :3])
     right = right.mT @ rotation(step[..., 3:6])
-    ratio = value[..., 1] / value[..., 0] + step[..., 6]
-    outer = (
-        left[..., :, :1] * right[..., None, :, 0] + ratio[..., None, None] * left[..., :, 1:2] * right[..., None, :, 1]
-    )
-    size = constant.flatten(-2).norm(dim=-1) / (1 + ratio.square()).sqrt()
-    return size[..., None, None] * outer
+    values = torch.stack([torch.ones_like(step[..., 6]), value[..., 1] / value[..., 0] + step[..., 6]], -1)
+    moved = (left[..., :2] * values.unsqueeze(-2)) @ right[..., :2].mT
+    moved = moved / rows.unsqueeze(-1) / columns.unsqueeze(-2)
+    size = constant.flatten(-2).norm(dim=-1) / moved.flatten(-2).norm(dim=-1)
+    return size[..., None, None] * moved
+
+
+def _balance(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors (1, 1, k) of the rows and of the columns that bring the entries of an F of pixels to one size."""
+    rows = columns = torch.ones_like(matrix[..., 0])
+    for _ in range(3):
+        scaled = rows.unsqueeze(-1) * matrix * columns.unsqueeze(-2)
+        rows = rows * _equal(scaled.square().sum(-1))
+        scaled = rows.unsqueeze(-1) * matrix * columns.unsqueeze(-2)
+        columns = columns * _equal(scaled.square().sum(-2))
+    return rows, columns
+
+
+def _equal(squares: Tensor) -> Tensor:
+    ratio = (squares[..., :2].mean(-1) / squares[..., 2]).sqrt()
+    # a row of zeros stays one; an epipole in the origin makes one
+    ratio = torch.where((ratio > 1e-8) & (ratio < 1e8), ratio, 1)
+    return torch.stack([torch.ones_like(ratio), torch.ones_like(ratio), ratio], -1)

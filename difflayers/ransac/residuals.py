@@ -226,10 +226,10 @@ def _root(square: Tensor) -> Tensor:
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
 
-def _over(numerator: Tensor, denominator: Tensor, otherwise: float) -> Tensor:
-    """The quotient, `otherwise` where the denominator is 0, without NaN in the gradient."""
+def _over(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, infinite where the denominator is 0, without NaN in the gradient."""
     defined = denominator != 0
-    return torch.where(defined, numerator / torch.where(defined, denominator, 1.0), otherwise)
+    return torch.where(defined, numerator / torch.where(defined, denominator, 1.0), torch.inf)
 
 
 def _entries(models: Tensor, dims: int) -> tuple[Tensor, ...]:
@@ -249,20 +249,22 @@ def _epipolar(models: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _sampson2(models: Tensor, points: Tensor) -> Tensor:
     error, second, first = _epipolar(models, points)
-    return _over(error.square(), second + first, torch.inf)
+    return _over(error.square(), second + first)
 
 
 def _symmetric_epipolar2(models: Tensor, points: Tensor) -> Tensor:
     error, second, first = _epipolar(models, points)
     square = error.square()
-    return _over(square, second, torch.inf) + _over(square, first, torch.inf)
+    return _over(square, second) + _over(square, first)
 
 
 def _projected2(h: tuple[Tensor, ...], x: Tensor, y: Tensor, u: Tensor, v: Tensor) -> Tensor:
     w = h[6] * x + h[7] * y + h[8]
-    dx = _over(h[0] * x + h[1] * y + h[2], w, torch.inf) - u
-    dy = _over(h[3] * x + h[4] * y + h[5], w, torch.inf) - v
-    return dx.square() + dy.square()
+    defined = w != 0
+    safe = torch.where(defined, w, 1.0)
+    dx = (h[0] * x + h[1] * y + h[2]) / safe - u
+    dy = (h[3] * x + h[4] * y + h[5]) / safe - v
+    return torch.where(defined, dx.square() + dy.square(), torch.inf)
 
 
 def _transfer2(models: Tensor, points: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from .. import _ops
+from ..errors import UnsupportedOperationError
 from .scorers import Scorer
 from .solver import MinimalSolver
 
@@ -71,8 +72,11 @@ def plain_scores(
     solver: MinimalSolver, scorer: Scorer, models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor
 ) -> Tensor:  # shape: [B, H, *model_shape], [B, N, d], [B, N], [B] -> [B, H]
     """The reference: O(B H N) memory."""
-    ratio = solver.squared_residual(models, points.unsqueeze(1)) / threshold.square()[:, None, None]
-    ratio = torch.where(ratio < FAR, ratio, FAR)
+    square = threshold.square()[:, None, None]
+    squared = solver.squared_residual(models, points.unsqueeze(1))
+    near = squared.detach() < FAR * square.detach()
+    # zero first: the gradient of an infinity by the threshold would be NaN
+    ratio = torch.where(near, torch.where(near, squared, 0) / square, FAR)
     return scorer.total(ratio, None if mask is None else mask.unsqueeze(1))
 
 
@@ -104,8 +108,26 @@ class _Scores(torch.autograd.Function):
         return _ops.hypothesis_scores(models, points, mask, valid, scale, at_least, *names)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         models, points, scale, mask, valid = ctx.saved_tensors
-        of = _ops.hypothesis_scores_backward(gradients[0], models, points, mask, valid, scale, *ctx.names)
+        of: Any = _Gradient.apply(gradients[0], models, points, scale, mask, valid, ctx.names)
         return (*of, None, None, None, None)
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient, which cannot be differentiated: once_differentiable would be silent where only the models, and not
+    the incoming gradient, need one."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, gradient: Tensor, models: Tensor, points: Tensor, scale: Tensor, mask: Tensor | None,
+        valid: Tensor | None, names: tuple[str, str, float],
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        return _ops.hypothesis_scores_backward(gradient, models, points, mask, valid, scale, *names)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        raise UnsupportedOperationError(
+            "difflayers.ransac: the second derivative of a fused score is not implemented; set scorer.kernel = None for "
+            "the plain path, which has it"
+        )

@@ -91,8 +91,8 @@ class MinimalSolver(ABC):
         return self.residual(models, points).square()
 
     def residual_vector(self, models: Tensor, points: Tensor) -> Tensor:
-        """A vector `[..., n, c]` of length `residual` that is smooth where the residual is 0, for refinement; by
-        default the residual itself."""
+        """A vector `[..., n, c]` of length `residual`, for refinement; by default the residual itself. That has no
+        derivative at 0, so a model says what the distance is of, such as the signed distance."""
         return self.residual(models, points).unsqueeze(-1)
 
     def retract(self, models: Tensor, step: Tensor) -> Tensor:
@@ -120,6 +120,23 @@ class MinimalSolver(ABC):
         whatever else no scene can violate), `[...]`."""
         shape = models.shape[: models.dim() - len(self.model_shape)]
         return torch.ones(shape, dtype=torch.bool, device=models.device)
+
+    def repair(
+        self,
+        models: Tensor,
+        sample: Tensor,
+        points: Tensor,
+        mask: Tensor | None,
+        threshold: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Models that their samples determine badly -> better ones, the others as they are; no gradient.
+
+        The search calls it for its best candidates: models `[B, H, *model_shape]`, the sample of each
+        `[B, H, k, d]`, points `[B, N, d]`, mask `[B, N]` or None, threshold `[B]`.
+        """
+        return models
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"

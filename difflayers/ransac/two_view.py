@@ -169,7 +169,7 @@ def recover_pose(essential: Tensor, points: Tensor, mask: Tensor | None = None) 
 
 def _cross(vector: Tensor, matrix: Tensor) -> Tensor:
     """[v]_x m."""
-    return torch.linalg.cross(vector.unsqueeze(-1), matrix, dim=-2)
+    return torch.linalg.cross(*torch.broadcast_tensors(vector.unsqueeze(-1), matrix), dim=-2)
 
 
 def _checked(function: str, name: str, value: Tensor, shape: tuple[int, ...]) -> None:

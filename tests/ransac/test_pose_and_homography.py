@@ -3,13 +3,12 @@
 from itertools import product
 
 import pytest
-
 import torch
 
 import difflayers as dl
+from difflayers.ransac import _implicit_solve
 
 from . import scenes
-from difflayers.ransac import _implicit_solve
 
 POSE, HOMOGRAPHY = dl.ransac.AbsolutePose(), dl.ransac.Homography()
 

@@ -3,14 +3,13 @@
 import copy
 
 import pytest
-
 import torch
 from torch.utils.checkpoint import checkpoint
 
 import difflayers as dl
+from difflayers.ransac import RansacStatus
 
 from . import scenes
-from difflayers.ransac import RansacStatus
 
 LINE, HOMOGRAPHY = dl.ransac.Line2D(), dl.ransac.Homography()
 TRUTH = torch.tensor([-0.5, 1.0, -0.2], dtype=torch.float64) / 1.25**0.5

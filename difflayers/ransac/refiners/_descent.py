@@ -30,21 +30,24 @@ def _normal(
     solver: MinimalSolver, loss: Loss, models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor
 ) -> tuple[Tensor, Tensor]:
     """The matrix `[B, H, f, f]` and the vector `[B, H, f]` of the normal equations of a step."""
-    start = models.new_zeros(*models.shape[:2], solver.freedom)
-    move = lambda step: _vectors(solver, solver.retract(models, step), points)  # noqa: E731
-    along = lambda direction: torch.func.jvp(move, (start,), (direction.expand_as(start),))[1]  # noqa: E731
-    jacobian = torch.func.vmap(along)(torch.eye(solver.freedom, dtype=models.dtype, device=models.device))
-    vectors = move(start)
+    # a step for each point, so that one backward pass a component gives the derivatives at all of them
+    apart, each = models.unsqueeze(2), points[:, None, :, None]
+    with torch.enable_grad():
+        step = models.new_zeros(*models.shape[:2], points.shape[1], solver.freedom, requires_grad=True)
+        vectors = solver.residual_vector(solver.retract(apart, step), each).squeeze(-2)  # shape: [B, H, N, c]
+        rows = [torch.autograd.grad(v.sum(), step, retain_graph=True)[0] for v in vectors.unbind(-1)]
+    jacobian, vectors = torch.stack(rows, -2), vectors.detach()  # shape: [B, H, N, c, f]
     inverse_square = 1 / threshold.square()[:, None, None]
     weight = loss.slope(vectors.square().sum(-1) * inverse_square) * inverse_square
-    good = vectors.isfinite().all(-1) & jacobian.isfinite().all(-1).all(0) & weight.isfinite()
+    good = vectors.isfinite().all(-1) & jacobian.isfinite().flatten(3).all(-1) & weight.isfinite()
     if mask is not None:
         good = good & mask.unsqueeze(1)
     weight = torch.where(good, weight, 0)
     vectors = torch.where(good.unsqueeze(-1), vectors, 0)
-    jacobian = torch.where(good.unsqueeze(-1), jacobian, 0)  # shape: [f, B, H, N, c]
-    matrix = torch.einsum("fbhnc,gbhnc,bhn->bhfg", jacobian, jacobian, weight)
-    return matrix, torch.einsum("fbhnc,bhnc,bhn->bhf", jacobian, vectors, weight)
+    jacobian = torch.where(good[..., None, None], jacobian, 0)
+    weighted = weight[..., None, None] * jacobian
+    matrix = weighted.flatten(2, 3).mT @ jacobian.flatten(2, 3)
+    return matrix, (weighted.flatten(2, 3).mT @ vectors.flatten(2).unsqueeze(-1)).squeeze(-1)
 
 
 @torch.no_grad()
