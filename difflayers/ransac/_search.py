@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -70,13 +69,6 @@ def hypotheses_of(solver: MinimalSolver, sample: Tensor) -> Solutions:
     return Solutions(torch.where(keep, solutions.models, 0), valid, solutions.condition)
 
 
-def samples_needed(share: Tensor, size: int, confidence: float) -> Tensor:
-    """How many samples contain one of inliers only with this confidence, if each point drawn is one with
-    probability `share`: log(1 - confidence) / log(1 - share^size), inf for share = 0."""
-    all_inliers = share.double().pow(size).clamp(max=1 - 1e-15)  # a share of 1 needs one sample, not 0 / -inf
-    return math.log1p(-confidence) / torch.log1p(-all_inliers)
-
-
 @torch.no_grad()
 def search(
     solver: MinimalSolver,
@@ -100,7 +92,6 @@ def search(
     """
     total, wanted = len(problems.points), active
     best = Found.nothing(problems, solver)
-    chance = sampler.chance(problems.logits.double())
     drawn, size, rounds = 0, FIRST_ROUND, []
     while len(active) and drawn < max_iterations:
         size = min(size, max_iterations - drawn)
@@ -118,7 +109,9 @@ def search(
         best.model[rows], best.score[rows] = model[improved], score[improved]
         drawn += size
         best.iterations[active] = drawn
-        active = active[drawn < _needed(solver, best.model[active], now, chance[active], confidence)]
+        found_one = (best.score[active] > -torch.inf).unsqueeze(-1)
+        inliers = inliers_of(solver, best.model[active], now) & found_one
+        active = active[drawn < sampler.needed(now.logits, inliers, solver.sample_size, confidence)]
         size = min(2 * size, LAST_ROUND)
     return Found(*(field[wanted] for field in best)), _assembled(rounds, total, drawn) if keep else None
 
@@ -140,16 +133,6 @@ def _best_of(
     better = after > score
     choose = better[(..., *(None,) * len(solver.model_shape))]
     return torch.where(choose, refined[row, at], model), torch.where(better, after, score)
-
-
-def _needed(solver: MinimalSolver, model: Tensor, problems: Problems, chance: Tensor, confidence: float) -> Tensor:
-    """How many samples each problem needs by the inliers of its best model, `[B]`."""
-    inliers = inliers_of(solver, model, problems)
-    share = torch.where(inliers, chance, 0).sum(-1)
-    # without replacement, the k-th point of a sample is drawn from fewer inliers
-    present = inliers.shape[1] if problems.mask is None else problems.mask.sum(-1)
-    share = torch.where(share < 1, share - (solver.sample_size - 1) / (2 * present), share).clamp(min=0)
-    return samples_needed(share, solver.sample_size, confidence)
 
 
 def _assembled(rounds: list[tuple[Tensor, int, Hypotheses]], total: int, drawn: int) -> Hypotheses | None:

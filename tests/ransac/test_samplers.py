@@ -381,6 +381,64 @@ def test_relaxed_gradient_of_one_point_is_that_of_gumbel_softmax():
     assert torch.allclose(torch.autograd.grad(drawn.sum(), logits)[0], expected, rtol=1e-10)
 
 
+def all_inlier_share(weights, inliers, size):
+    return sum(p for chosen, p in probabilities(weights, size).items() if all(inliers[i] for i in chosen))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_draws_needed(size):
+    inliers = torch.tensor([[True, False, True, True, False, True]]).expand(2, -1)
+    logits = LOGITS[:1].expand(2, -1).clone()
+    logits[1, 0] = 15.0  # one point that holds nearly all of the mass does not make samples of inliers
+    uniform = dl.ransac.Uniform().needed(logits, inliers, size, 0.99)
+    expected = all_inlier_share([1, 1, 0, 1, 1, 1], inliers[0].tolist(), size)
+    assert uniform[0].item() == pytest.approx(math.log(0.01) / math.log(1 - expected))
+    weighted = dl.ransac.Weighted().needed(logits, inliers, size, 0.99)
+    for row in (0, 1):
+        expected = all_inlier_share(logits[row].exp().tolist(), inliers[row].tolist(), size)
+        exact = math.log(0.01) / math.log(1 - min(expected, 1 - 1e-15))
+        assert exact * (1 - 1e-6) <= weighted[row] <= 2 * exact
+
+
+@each_sampler
+def test_draws_needed_of_few_and_of_all_inliers(sampler):
+    inliers = torch.zeros(2, 6, dtype=torch.bool)
+    inliers[:, :2] = True
+    assert (sampler.needed(LOGITS, inliers, 3, 0.99) == INF).all()
+    assert (sampler.needed(LOGITS, ~inliers | inliers, 3, 0.99) <= 1).all()
+
+
+def test_prosac_ends_when_the_best_points_say_so():
+    sampler, n = dl.ransac.PROSAC(), 200
+    quality = torch.linspace(1, 0, n).unsqueeze(0)
+    inliers = (torch.arange(n) < 30).unsqueeze(0)
+    good = sampler.needed(quality, inliers, 5, 0.999)
+    poor = sampler.needed(quality.flip(-1), inliers, 5, 0.999)
+    uniform = dl.ransac.Uniform().needed(quality, inliers, 5, 0.999)
+    assert good < 10
+    assert poor.item() == pytest.approx(uniform.item())
+    # that the few best are inliers of a model made of them says nothing
+    few = sampler.needed(quality, (torch.arange(n) < 7).unsqueeze(0), 5, 0.999)
+    assert few > 1e5
+
+
+def test_prosac_finds_the_model_sooner():
+    generator = seeded(3)
+    points = torch.rand(1, 500, 2, dtype=torch.float64, generator=generator)
+    points[:, :50, 1] = 0.5 * points[:, :50, 0] + 0.2
+    quality = torch.rand(1, 500, dtype=torch.float64, generator=generator)
+    quality[:, :50] += 0.5
+    results = [
+        dl.ransac.RANSAC(dl.ransac.Line2D(), threshold=0.001, sampler=sampler).eval()(
+            points, quality, generator=generator
+        )
+        for sampler in (dl.ransac.PROSAC(), dl.ransac.Uniform())
+    ]
+    for result in results:
+        assert result.inliers[:, :50].all()
+    assert 4 * results[0].iterations <= results[1].iterations
+
+
 @each_sampler
 @pytest.mark.parametrize(
     ("logits", "message"),

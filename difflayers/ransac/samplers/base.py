@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -34,10 +35,19 @@ class Sampler(ABC):
             `[B, count, size]` int64.
         """
 
-    def chance(self, logits: Tensor) -> Tensor:
-        """How likely the next point of a sample is each of the points, `[B, N]`, by which the search judges when to
-        stop; a sampler that does better than what it says here only stops later than it could."""
-        return logits.softmax(-1)
+    def needed(self, logits: Tensor, inliers: Tensor, size: int, confidence: float) -> Tensor:
+        """How many draws contain one of inliers only with this confidence, by which the search judges when to stop.
+
+        By default of draws point after point in proportion to exp(logits).
+
+        Args:
+            logits: `[B, N]`, -inf where a point must not be drawn.
+            inliers: `[B, N]` bool.
+
+        Returns:
+            `[B]` float64; inf where there are too few inliers.
+        """
+        return draws_needed(all_inliers(logits, inliers, size), confidence)
 
     def log_prob(self, logits: Tensor, samples: Tensor) -> Tensor | None:
         """The log-probability of each drawn set, `[B, count]`, differentiable by logits; None if it has no gradient."""
@@ -83,3 +93,27 @@ def checked(sampler: Sampler, logits: Tensor, size: int, count: int = 1, first: 
             f"different points, got {fewest}; leave such problems out"
         )
     return logits.detach()
+
+
+def all_inliers(logits: Tensor, inliers: Tensor, size: int) -> Tensor:
+    r"""The probability `[B]` that a Plackett-Luce draw is of inliers only, from below.
+
+    Of inliers of the mass W among outliers of the mass V, the next one is an inlier with probability W / (W + V); by
+    then the inliers drawn have taken from W, at most what the heaviest of them hold. So
+    $\prod_{j < k} (W - M_j) / (W - M_j + V)$, $M_j$ the mass of the j heaviest: exact for equal logits, and close to
+    it where few points hold most of the mass, for these are drawn first."""
+    weights = (logits.double() - logits.double().amax(-1, keepdim=True)).exp()
+    good = torch.where(inliers, weights, 0)
+    outliers = torch.where(inliers, 0, weights).sum(-1, keepdim=True)
+    heavy = good.topk(min(size, good.shape[-1]), -1)
+    # summed from the lightest, so that nothing cancels
+    left = good.scatter(-1, heavy.indices, 0).sum(-1, keepdim=True) + heavy.values.flip(-1).cumsum(-1).flip(-1)
+    enough = (inliers & (weights > 0)).sum(-1) >= size
+    mass = left + outliers
+    return torch.where(enough, (left / torch.where(mass > 0, mass, 1)).prod(-1), 0)
+
+
+def draws_needed(success: Tensor, confidence: float) -> Tensor:
+    """How many draws contain a success with this confidence: log(1 - confidence) / log(1 - success), inf for 0."""
+    certain = success.clamp(max=1 - 1e-15)  # one draw, not log 0
+    return math.log1p(-confidence) / torch.log1p(-certain)

@@ -7,9 +7,12 @@ from torch import Tensor
 
 from ... import _checks, _random
 from ._draw import distinct
-from .base import Sampler, checked
+from .base import Sampler, checked, draws_needed
 
 __all__ = ["PROSAC"]
+
+ACCIDENT = 0.1  # the share of points that a wrong model may have as inliers
+SURPLUS = 5  # inliers besides its sample that a right one has at least
 
 
 class PROSAC(Sampler):
@@ -19,7 +22,8 @@ class PROSAC(Sampler):
     n best. The t-th draw takes the n-th best point and k - 1 uniformly of those above it, n the smallest with
     $T'_n \ge t$, $T'_k = 1$, $T'_{n + 1} = T'_n + \lceil T_{n + 1} - T_n \rceil$. So the same samples come in a better
     order, and only the order of the logits matters. Draws after $T'_N$ are uniform. They are not identically
-    distributed: PROSAC is for estimating, not for training.
+    distributed: PROSAC is for estimating, not for training. It may also end sooner: as soon as, for any n, so many of
+    the n best points are inliers that a good sample would have been among the draws from them.
 
     Args:
         draws: $T_N$, after how many draws the sampler is as good as uniform.
@@ -35,7 +39,7 @@ class PROSAC(Sampler):
         A sort of the logits, then O(size^2 + log N) a sample. No gradient.
 
     References:
-        Chum, Matas, "Matching with PROSAC - Progressive Sample Consensus", CVPR 2005, equations 1-5.
+        Chum, Matas, "Matching with PROSAC - Progressive Sample Consensus", CVPR 2005, equations 1-5 and section 2.2.
 
     Example:
         >>> import torch, difflayers as dl
@@ -76,9 +80,23 @@ class PROSAC(Sampler):
         growth = torch.cat([torch.ones_like(within[:, :1]), steps], -1).cumsum(-1)
         return growth.masked_fill(best > number, torch.inf)
 
-    def chance(self, logits: Tensor) -> Tensor:
-        """That of uniform draws, which PROSAC is never worse than by much."""
-        return torch.zeros_like(logits).masked_fill(logits.isneginf(), -torch.inf).softmax(-1)
+    def needed(self, logits: Tensor, inliers: Tensor, size: int, confidence: float) -> Tensor:
+        """The fewest for any number n of best points that so many draws come from, `[B]`.
+
+        Of those n more have to be inliers than would be by accident; of all points that is not asked."""
+        order = logits.sort(dim=-1, descending=True, stable=True).indices
+        number = (~logits.isneginf()).sum(-1, keepdim=True)
+        among = (inliers & ~logits.isneginf()).gather(-1, order).long().cumsum(-1)[:, size - 1 :].double()
+        best = torch.arange(size, logits.shape[-1] + 1, device=logits.device, dtype=torch.float64)
+        success = torch.ones_like(among)
+        for i in range(size):
+            success = success * (among - i).clamp(min=0) / (best - i)
+        needed = draws_needed(success, confidence)
+        others = best - size
+        by_accident = (ACCIDENT * others + 3 * (ACCIDENT * (1 - ACCIDENT) * others).sqrt()).clamp(min=SURPLUS)
+        credible = (among - size >= by_accident) & (needed <= self._growth(logits.shape[-1], number, size))
+        usable = torch.where(best == number, True, credible & (best < number))
+        return torch.where(usable, needed, torch.inf).amin(-1)
 
     def __repr__(self) -> str:
         return f"PROSAC(draws={self.draws})"

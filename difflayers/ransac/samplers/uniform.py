@@ -39,6 +39,6 @@ class Uniform(Sampler):
         """Draws `[B, count, size]` different points."""
         return uniform_sets(checked(self, logits, size, count, first), size, count, generator)
 
-    def chance(self, logits: Tensor) -> Tensor:
-        """The same for all points that may be drawn."""
-        return torch.zeros_like(logits).masked_fill(logits.isneginf(), -torch.inf).softmax(-1)
+    def needed(self, logits: Tensor, inliers: Tensor, size: int, confidence: float) -> Tensor:
+        """As if all logits were the same."""
+        return super().needed(torch.where(logits.isneginf(), logits, 0), inliers, size, confidence)
