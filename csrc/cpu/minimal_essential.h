@@ -175,7 +175,8 @@ struct Essential {
       const double length = small::norm(c, 4);
       if (!(length > 0) || !std::isfinite(length)) return false;
       for (int k = 0; k < 4; ++k) c[k] /= length;
-      for (int i = 0; i < 9; ++i) e[i] = c[0] * basis[i] + c[1] * basis[9 + i] + c[2] * basis[18 + i] + c[3] * basis[27 + i];
+      for (int i = 0; i < 9; ++i)
+        e[i] = c[0] * basis[i] + c[1] * basis[9 + i] + c[2] * basis[18 + i] + c[3] * basis[27 + i];
       double u[3][3], v[3][3], a[16], b[4];
       if (!frame(e, u, v)) return false;
       for (int k = 0; k < 5; ++k) {  // the last one is e itself
@@ -184,7 +185,8 @@ struct Essential {
         for (int i = 0; i < 3; ++i)
           for (int j = 0; j < 3; ++j) right[i][j] = epipolar::dot(m + 3 * i, v[j]);
         for (int i = 0; i < 3; ++i)
-          for (int j = 0; j < 3; ++j) entry[i][j] = u[i][0] * right[0][j] + u[i][1] * right[1][j] + u[i][2] * right[2][j];
+          for (int j = 0; j < 3; ++j)
+            entry[i][j] = u[i][0] * right[0][j] + u[i][1] * right[1][j] + u[i][2] * right[2][j];
         const double values[3] = {entry[0][0] - entry[1][1], entry[0][1] + entry[1][0], entry[2][2]};
         for (int r = 0; r < 3; ++r) (k < 4 ? a[4 * r + k] : b[r]) = k < 4 ? values[r] : -values[r];
         if (k < 4) a[12 + k] = c[k];
@@ -213,7 +215,8 @@ struct Essential {
       double turned[36], again[90];
       for (int i = 0; i < 9; ++i) {
         const double *b = basis + i, p = b[0] + b[9], q = b[0] - b[9], r = b[18] + b[27], t = b[18] - b[27];
-        turned[i] = 0.5 * (p + r), turned[9 + i] = 0.5 * (q + t), turned[18 + i] = 0.5 * (p - r), turned[27 + i] = 0.5 * (q - t);
+        turned[i] = 0.5 * (p + r), turned[9 + i] = 0.5 * (q + t);
+        turned[18 + i] = 0.5 * (p - r), turned[27 + i] = 0.5 * (q - t);
       }
       const int other = within(turned, again, lost);
       if (other > count) std::copy(again, again + 9 * other, models), count = other;

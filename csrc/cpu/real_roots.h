@@ -25,8 +25,8 @@ void value_and_slope(const double* c, double x, double& f, double& slope) {
   }
 }
 
-// The root in [low, high], where the polynomial changes sign once, from f_low to f_high: Newton's method, bisection where
-// it leaves. It stops after a step below `tolerance`, when the error of a simple root is far below that.
+// The root in [low, high], where the polynomial changes sign once, from f_low to f_high: Newton's method, bisection
+// where it leaves. It stops after a step below `tolerance`, when the error of a simple root is far below that.
 template <int degree>
 double bracketed(const double* c, double low, double high, double f_low, double f_high, double tolerance) {
   const bool low_is_negative = f_low < 0;

@@ -42,12 +42,12 @@ class _Nearest(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         # In the frames of the singular vectors a change P of the matrix changes the result by Q, a symmetric map:
         # Q_i3 = k_i (s_i P_i3 + s_3 P_3i) / (s_i^2 - s_3^2) and the same with (i3, 3i) exchanged; the leading block as
         # it is for rank 2, and its antisymmetric part 2 k / (s_1 + s_2) times for the essential matrix.
         left, values, kept, right, finite = ctx.saved_tensors
-        gradient = torch.where(finite, gradients[0], 0)
+        gradient = torch.where(finite, gradient, 0)
         p = left.mT @ gradient @ right.mT
         gap = values[..., :2].square() - values[..., 2:].square()
         defined = gap > 1e-12 * values[..., :1].square()
@@ -80,10 +80,10 @@ class _SmallestEigenvector(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+    def backward(ctx: Any, gradient: Tensor, _: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         # dv = -sum over k of v_k (v_k^T dM v) / (l_k - l_0)
         vectors, inverse_gap = ctx.saved_tensors
         rest = vectors[..., 1:]
-        moved = rest @ ((rest.mT @ gradients[0].unsqueeze(-1)) * inverse_gap.unsqueeze(-1))
+        moved = rest @ ((rest.mT @ gradient.unsqueeze(-1)) * inverse_gap.unsqueeze(-1))
         by_matrix = -moved @ vectors[..., :1].mT
         return (by_matrix + by_matrix.mT) / 2
