@@ -15,6 +15,8 @@ from .scoring import scores
 from .solver import MinimalSolver, Solutions
 
 FIRST_ROUND, LAST_ROUND = 32, 512
+WORTHWHILE = 0.5  # of the best score so far: what a candidate for local optimisation must have
+TESTED = 4  # models that are tested for plausibility for each candidate
 
 
 class Problems(NamedTuple):
@@ -59,30 +61,37 @@ class Found(NamedTuple):
 
 def hypotheses_of(solver: MinimalSolver, sample: Tensor) -> Solutions:
     """The solutions of samples `[B, H, k, d]`, the degenerate and the implausible ones not valid."""
-    solved = solver.solve(sample)
-    solutions = solved if isinstance(solved, Solutions) else Solutions(*solved)
+    solutions = solved(solver, sample)
     with torch.no_grad():
-        flat = solutions.models.detach().flatten(3)
-        valid = solutions.valid & flat.isfinite().all(-1) & ~solver.degenerate(sample).unsqueeze(-1)
+        valid = solutions.valid & ~solver.degenerate(sample).unsqueeze(-1)
         valid &= solver.plausible(solutions.models.detach(), sample.detach().unsqueeze(2))
-    keep = valid[(..., *(None,) * len(solver.model_shape))]
-    return Solutions(torch.where(keep, solutions.models, 0), valid, solutions.condition)
+    return Solutions(torch.where(_per_model(valid, solver), solutions.models, 0), valid, solutions.condition)
+
+
+def solved(solver: MinimalSolver, sample: Tensor) -> Solutions:
+    """The solutions of samples `[B, H, k, d]`; what is not finite is not valid."""
+    found = solver.solve(sample)
+    solutions = found if isinstance(found, Solutions) else Solutions(*found)
+    valid = solutions.valid & solutions.models.detach().flatten(3).isfinite().all(-1)
+    return Solutions(solutions.models, valid, solutions.condition)
+
+
+class Settings(NamedTuple):
+    """What a search is made of; see `RANSAC`."""
+
+    solver: MinimalSolver
+    sampler: Sampler
+    scorer: Scorer
+    local: Refiner | None
+    confidence: float
+    max_iterations: int
+    candidates: int
+    keep: bool
 
 
 @torch.no_grad()
 def search(
-    solver: MinimalSolver,
-    sampler: Sampler,
-    scorer: Scorer,
-    local: Refiner | None,
-    problems: Problems,
-    active: Tensor,
-    *,
-    confidence: float,
-    max_iterations: int,
-    candidates: int,
-    keep: bool,
-    generator: torch.Generator | None,
+    settings: Settings, problems: Problems, active: Tensor, generator: torch.Generator | None
 ) -> tuple[Found, Hypotheses | None]:
     """The best model of each of the problems with indices `active`, and with keep=True all hypotheses of all problems.
 
@@ -90,20 +99,22 @@ def search(
     optimised locally. A problem is done when a sample of inliers only has been drawn with the confidence asked for,
     judged by the inliers of its best model, or at max_iterations.
     """
-    total, wanted = len(problems.points), active
+    solver, total, wanted = settings.solver, len(problems.points), active
     best = Found.nothing(problems, solver)
     drawn, size, rounds = 0, FIRST_ROUND, []
-    while len(active) and drawn < max_iterations:
-        size = min(size, max_iterations - drawn)
+    while len(active) and drawn < settings.max_iterations:
+        size = min(size, settings.max_iterations - drawn)
         now = problems.at(active) if len(active) < total else problems
-        samples = sampler.sample(now.logits, solver.sample_size, size, first=drawn, generator=generator)
-        found = hypotheses_of(solver, sampler.gather(now.points, now.logits, samples))
-        models, valid = found.models.flatten(1, 2), found.valid.flatten(1)
-        of_models = scores(solver, scorer, models, now.points, now.mask, now.threshold, valid)
-        if keep:
-            rounds.append((active, drawn, Hypotheses(found.models, of_models.view_as(found.valid), found.valid,
-                                                     found.valid, samples, None)))  # fmt: skip
-        model, score = _best_of(solver, scorer, local, now, models, of_models, candidates)
+        samples = settings.sampler.sample(now.logits, solver.sample_size, size, first=drawn, generator=generator)
+        sample = settings.sampler.gather(now.points, now.logits, samples)
+        if settings.keep:
+            found = hypotheses_of(solver, sample)
+            of_all = _scores(settings, found.models.flatten(1, 2), now, found.valid.flatten(1))
+            parts = found.models, of_all.view_as(found.valid), found.valid, found.valid, samples
+            rounds.append((active, drawn, Hypotheses(*parts, None)))
+        else:
+            found, of_all = solved(solver, sample), None
+        model, score = _best_of_round(settings, now, sample, found, of_all, best.score[active], generator)
         improved = score > best.score[active]
         rows = active[improved]
         best.model[rows], best.score[rows] = model[improved], score[improved]
@@ -111,28 +122,58 @@ def search(
         best.iterations[active] = drawn
         found_one = (best.score[active] > -torch.inf).unsqueeze(-1)
         inliers = inliers_of(solver, best.model[active], now) & found_one
-        active = active[drawn < sampler.needed(now.logits, inliers, solver.sample_size, confidence)]
+        needed = settings.sampler.needed(now.logits, inliers, solver.sample_size, settings.confidence)
+        active = active[drawn < needed]
         size = min(2 * size, LAST_ROUND)
-    return Found(*(field[wanted] for field in best)), _assembled(rounds, total, drawn) if keep else None
+    return Found(*(field[wanted] for field in best)), _assembled(rounds, total, drawn) if settings.keep else None
 
 
-def _best_of(
-    solver: MinimalSolver, scorer: Scorer, local: Refiner | None, problems: Problems, models: Tensor,
-    of_models: Tensor, candidates: int,
+def _best_of_round(
+    settings: Settings, problems: Problems, sample: Tensor, found: Solutions, of_models: Tensor | None, so_far: Tensor,
+    generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The best of the models `[B, H, *model_shape]` with these scores, after local optimisation of a few."""
-    row = torch.arange(len(models), device=models.device)
-    top = of_models.topk(min(candidates, of_models.shape[1]), -1)
+    """The best model `[B, *model_shape]` of a round and its score, after local optimisation of a few candidates.
+
+    Only models that score at least a share of the best one so far are worth that; and as few models are, only the
+    best are tested for degenerate samples and impossible cameras.
+    """
+    solver, slots = settings.solver, found.valid.shape[2]
+    row = torch.arange(len(sample), device=sample.device)
+    models = found.models.flatten(1, 2)
+    enough = WORTHWHILE * so_far.clamp(min=0)
+    if of_models is None:
+        of_models = _scores(settings, models, problems, found.valid.flatten(1), enough)
+    top = of_models.topk(min(TESTED * settings.candidates, of_models.shape[1]), -1)
     chosen = models[row.unsqueeze(1), top.indices]
+    of_chosen = sample[row.unsqueeze(1), top.indices // slots]
+    good = (top.values >= enough.unsqueeze(1)) & ~solver.degenerate(of_chosen)
+    good &= solver.plausible(chosen, of_chosen)
+    top = torch.where(good, top.values, -torch.inf).topk(min(settings.candidates, top.values.shape[1]), -1)
+    chosen = chosen.take_along_dim(_per_model(top.indices, solver), 1)
     model, score = chosen[:, 0], top.values[:, 0]
-    if local is None:
+    # candidates are sorted by score: beyond the most that any problem has there are none
+    count = int(top.values.isfinite().sum(-1).max())
+    if settings.local is None or count == 0:
         return model, score
-    refined = local.refine(solver, chosen, problems.points, problems.mask, problems.threshold)
-    finite = refined.flatten(2).isfinite().all(-1) & top.values.isfinite()
-    after, at = scores(solver, scorer, refined, problems.points, problems.mask, problems.threshold, finite).max(-1)
+    chosen, worth = chosen[:, :count], top.values[:, :count].isfinite()
+    of_chosen = of_chosen.take_along_dim(top.indices[:, :count, None, None], 1)
+    chosen = solver.repair(chosen, of_chosen, *problems[:2], problems.threshold, generator=generator)
+    refined = settings.local.refine(solver, chosen, *problems[:2], problems.threshold)
+    after, at = _scores(settings, refined, problems, worth & refined.flatten(2).isfinite().all(-1)).max(-1)
     better = after > score
-    choose = better[(..., *(None,) * len(solver.model_shape))]
-    return torch.where(choose, refined[row, at], model), torch.where(better, after, score)
+    return torch.where(_per_model(better, solver), refined[row, at], model), torch.where(better, after, score)
+
+
+def _scores(
+    settings: Settings, models: Tensor, problems: Problems, valid: Tensor, at_least: Tensor | None = None
+) -> Tensor:
+    points, mask, _, threshold = problems
+    return scores(settings.solver, settings.scorer, models, points, mask, threshold, valid, at_least)
+
+
+def _per_model(values: Tensor, solver: MinimalSolver) -> Tensor:
+    """`[...]` -> `[..., 1, 1]`, to broadcast with models `[..., *model_shape]`."""
+    return values[(..., *(None,) * len(solver.model_shape))]
 
 
 def _assembled(rounds: list[tuple[Tensor, int, Hypotheses]], total: int, drawn: int) -> Hypotheses | None:

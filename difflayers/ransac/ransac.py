@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .. import _checks
 from ..errors import UnsupportedOperationError
-from ._search import Problems, hypotheses_of, inliers_of, search
+from ._search import Problems, Settings, hypotheses_of, inliers_of, search
 from .refiners import Refiner, default_refiner
 from .result import Hypotheses, RansacResult, RansacStatus
 from .samplers import GumbelTopK, Sampler
@@ -269,10 +269,17 @@ class RANSAC(nn.Module):
         score = model.new_full((batch,), -torch.inf)
         iterations = torch.zeros(batch, dtype=torch.int64, device=model.device)
         at = enough.nonzero().squeeze(-1)
-        found, kept = search(
-            self.model, self.sampler, self.scorer, self.local, problems.detach(), at, confidence=self.confidence,
-            max_iterations=self.max_iterations, candidates=self.candidates, keep=keep, generator=generator,
-        )  # fmt: skip
+        settings = Settings(
+            self.model,
+            self.sampler,
+            self.scorer,
+            self.local,
+            self.confidence,
+            self.max_iterations,
+            self.candidates,
+            keep,
+        )
+        found, kept = search(settings, problems.detach(), at, generator)
         return (
             model.index_copy(0, at, found.model), score.index_copy(0, at, found.score),
             iterations.index_copy(0, at, found.iterations), kept,
