@@ -324,6 +324,13 @@ def refine_models(
     return torch.ops.difflayers.refine_models.default(models, points, mask, threshold, model, loss, steps)
 
 
+def _define_refine_models() -> None:
+    @torch.library.register_fake("difflayers::refine_models")
+    def _(models: Any, *rest: Any) -> Any:
+        return models.new_empty(models.shape), models.new_empty(models.shape[:2])
+
+
 if COMPILED:
+    _define_refine_models()
     transport = _define_transport()
     permutahedron, permutahedron_backward = _define_permutahedron()
