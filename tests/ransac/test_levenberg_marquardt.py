@@ -331,6 +331,20 @@ def test_float32_comes_back_as_float32(case):
     torch.testing.assert_close(loss, exact, rtol=0.3, atol=0.3)
 
 
+def test_a_model_that_has_not_converged_comes_back_as_it_was_and_without_gradient(case):
+    starts = starts_of(case, 6, seed=11).detach()
+    points = case.points.clone().requires_grad_()
+    found = refine(case, starts, "cauchy", steps=0, points=points)
+    converged = (found.detach() != starts).flatten(2).any(-1)[0]
+    for h in range(6):
+        (gradient,) = torch.autograd.grad(found[0, h].sum(), points, retain_graph=True)
+        assert bool(gradient.isfinite().all())
+        assert bool(gradient.any()) == bool(converged[h])
+        if converged[h]:  # by the steps of Newton's method alone; then at a minimum
+            again = refine(case, found[:, h : h + 1].detach(), "cauchy", steps=200)
+            torch.testing.assert_close(again[0, 0], found.detach()[0, h], rtol=1e-6, atol=1e-9)
+
+
 class Offset(MinimalSolver):
     """A user's model in 10 lines: (a, b) with b = a + m."""
 
@@ -369,6 +383,14 @@ def test_what_cannot_be_done_is_named():
 
     with pytest.raises(dl.UnsupportedOperationError, match=r"Bare does not say how a model moves"):
         LevenbergMarquardt().refine(Bare(), torch.zeros(1, 1, 1), torch.zeros(1, 4, 2), None, torch.ones(1))
+
+    class Fixed(Line2D):
+        freedom = 0
+
+    points = torch.zeros(1, 4, 2, requires_grad=True)  # compiled, but its gradient needs retract
+    LevenbergMarquardt().refine(Fixed(), torch.zeros(1, 1, 3), points.detach(), None, torch.ones(1))
+    with pytest.raises(dl.UnsupportedOperationError, match=r"Fixed does not say how a model moves"):
+        LevenbergMarquardt().refine(Fixed(), torch.zeros(1, 1, 3), points, None, torch.ones(1))
     with pytest.raises(ValueError, match=r"'loss' must be one of"):
         LevenbergMarquardt("huber")
     with pytest.raises(ValueError, match=r"'steps' must be at least 0"):
