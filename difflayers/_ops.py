@@ -339,7 +339,14 @@ def _define_scoring() -> tuple[Any, Any]:
     return ops.hypothesis_scores.default, ops.hypothesis_scores_backward.default
 
 
+def _define_refine_models() -> None:
+    @torch.library.register_fake("difflayers::refine_models")
+    def _(models: Any, *rest: Any) -> Any:
+        return models.new_empty(models.shape), models.new_empty(models.shape[:2])
+
+
 if COMPILED:
     hypothesis_scores, hypothesis_scores_backward = _define_scoring()
+    _define_refine_models()
     transport = _define_transport()
     permutahedron, permutahedron_backward = _define_permutahedron()

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from .refiners import Refiner
 from .result import Hypotheses
-from .samplers import Sampler
+from .samplers import Sampler, Uniform
 from .scorers import Scorer
 from .scoring import scores
 from .solver import MinimalSolver, Solutions
 
 FIRST_ROUND, LAST_ROUND = 32, 512
+INNER, DRAWN, GATE = 10, 64, 0.5
 WORTHWHILE = 0.5  # of the best score so far: what a candidate for local optimisation must have
 TESTED = 4  # models that are tested for plausibility for each candidate
 
@@ -115,6 +116,8 @@ def search(
         else:
             found, of_all = solved(solver, sample), None
         model, score = _best_of_round(settings, now, sample, found, of_all, best.score[active], generator)
+        if settings.local is not None and INNER:
+            model, score = _resampled(settings, now, model, score, best.score[active], generator)
         improved = score > best.score[active]
         rows = active[improved]
         best.model[rows], best.score[rows] = model[improved], score[improved]
@@ -162,6 +165,32 @@ def _best_of_round(
     after, at = _scores(settings, refined, problems, worth & refined.flatten(2).isfinite().all(-1)).max(-1)
     better = after > score
     return torch.where(_per_model(better, solver), refined[row, at], model), torch.where(better, after, score)
+
+
+def _resampled(
+    settings: Settings, problems: Problems, model: Tensor, score: Tensor, so_far: Tensor, generator: torch.Generator | None
+) -> tuple[Tensor, Tensor]:
+    """The models `[B, *model_shape]` improved by samples of their own inliers, as long as that goes on.
+
+    Among the inliers of a model that is partly right, more points are good than among all.
+    """
+    solver, size = settings.solver, settings.solver.sample_size
+    for _ in range(INNER):
+        with_inliers = inliers_of(solver, model, problems) & (problems.logits > -torch.inf)
+        at = ((with_inliers.sum(-1) > size) & (score > GATE * so_far)).nonzero().squeeze(-1)
+        if not len(at):
+            break
+        inner = problems.at(at)
+        logits = torch.zeros_like(inner.logits).masked_fill(~with_inliers[at], -torch.inf)
+        samples = Uniform().sample(logits, size, DRAWN, generator=generator)
+        sample = Sampler.gather(settings.sampler, inner.points, logits, samples)
+        better, value = _best_of_round(settings, inner, sample, solved(solver, sample), None, score[at], generator)
+        improved = value > score[at] * (1 + 1e-3)
+        rows = at[improved]
+        if not len(rows):
+            break
+        model, score = model.index_copy(0, rows, better[improved]), score.index_copy(0, rows, value[improved])
+    return model, score
 
 
 def _scores(

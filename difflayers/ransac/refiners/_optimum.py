@@ -14,6 +14,7 @@ from ._losses import Loss
 __all__ = ["differentiable_optimum"]
 
 POLISHING = 3  # steps of Newton's method from where the refinement stopped
+SETTLED = 1e-7  # the length of a last step, in thresholds: the Hessian before it is that after it
 CONVERGED = 1e-6  # the length of a further step, in thresholds
 WORST_CONDITION = 1e10  # of the Hessian in units of its diagonal
 
@@ -23,8 +24,8 @@ def differentiable_optimum(
 ) -> Tensor:
     r"""Models `[B, H, *model_shape]` at or near a minimum of the loss, with the gradient of that minimum by the points.
 
-    A step z of `solver.retract` from the minimum is 0 and a root of the loss's gradient by z; `implicit.root`
-    differentiates that root: dz = -H^-1 (d grad / d points) dpoints with the exact Hessian H of the loss. Points whose
+    The step z of `solver.retract` to the minimum is a root of the loss's gradient by z; `implicit.root` differentiates
+    that root: dz = -H^-1 (d grad / d points) dpoints with the exact Hessian H of the loss. Points whose
     loss is constant have no part in it. Before, a few steps of Newton's method end the search where Levenberg and
     Marquardt's, which leaves out half of the Hessian, would take long. A model where these do not converge, or where
     the Hessian is singular or no minimum's, comes back as it was and without gradient.
@@ -49,14 +50,14 @@ def differentiable_optimum(
         present = torch.arange(index.shape[1], device=index.device) < count[row, slot].unsqueeze(-1)
         index = torch.where(present, index, index[:, :1])
     taken = wide[row.unsqueeze(-1), index]  # shape: [V, K, d]
-    found, scale, inverse, good = _polished(
+    found, solution, scale, inverse, good = _polished(
         solver, loss, exact[row, slot], taken.detach(), present, width[row], ratio[row, slot].gather(-1, index)
     )
     if not (_overrides(solver, "residual_vector") or _overrides(solver, "squared_residual")):
         # a bare distance has no derivative where it is 0, and autograd's stand-in, 0, would count for one
         good &= ~(present & (ratio[row, slot].gather(-1, index) == 0)).any(-1)
     row, slot, taken, present = row[good], slot[good], taken[good], present[good]
-    found, scale, inverse = found[good], scale[good], inverse[good]
+    found, solution, scale, inverse = found[good], solution[good], scale[good], inverse[good]
     objective = _objective(solver, loss, found, present, width[row])
 
     def stationarity(z: Tensor, at: Tensor) -> Tensor:
@@ -65,7 +66,7 @@ def differentiable_optimum(
             return torch.autograd.grad(objective(z * scale, at).sum(), z, create_graph=True)[0]
 
     step = implicit.root(
-        stationarity, torch.zeros_like(scale), taken, batch_dims=1, tolerance=float("inf"), on_failure="zero",
+        stationarity, solution, taken, batch_dims=1, tolerance=float("inf"), on_failure="zero",
         solve=lambda product, g: (inverse @ g.unsqueeze(-1)).squeeze(-1),
     )  # fmt: skip
     refined = solver.retract(found, step * scale).to(models.dtype)
@@ -108,13 +109,17 @@ def _derivatives(objective: Callable[[Tensor, Tensor], Tensor], points: Tensor, 
 @torch.no_grad()
 def _polished(
     solver: MinimalSolver, loss: Loss, models: Tensor, points: Tensor, present: Tensor, threshold: Tensor, ratio: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The models at the minimum; the scale of each degree of freedom `[V, f]` that makes the Hessian's diagonal 1; the
-    inverse of the Hessian so scaled; and where all that exists, `[V]`."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Models next to the minimum; the step from there to the minimum `[V, f]`, times the next; the scale of each degree
+    of freedom `[V, f]` that makes the Hessian's diagonal 1; the inverse of the Hessian so scaled; and where all that
+    exists, `[V]`.
+
+    Step and Hessian are of the same model: at another one the directions of steps may be others."""
     zero = models.new_zeros(len(models), solver.freedom)
     identity = torch.eye(solver.freedom, dtype=models.dtype, device=models.device)
     value = torch.where(present, ratio if loss.bounded else loss.value(ratio), 0).sum(-1)
-    for last in [False] * POLISHING + [True]:
+    left = POLISHING
+    while True:
         objective = _objective(solver, loss, models, present, threshold)
         gradient, hessian = _derivatives(objective, points, zero)
         diagonal = hessian.diagonal(dim1=-2, dim2=-1)
@@ -127,12 +132,12 @@ def _polished(
         inverse = directions @ (directions.mT / torch.where(defined.unsqueeze(-1), size, 1).unsqueeze(-1))
         step = -(inverse @ torch.where(defined.unsqueeze(-1), scale * gradient, 0).unsqueeze(-1)).squeeze(-1)
         length = step.norm(dim=-1)
-        if last or not bool((defined & (length > 1e-12)).any()):
-            return models, scale, inverse, defined & (length < CONVERGED)
+        if left == 0 or not bool((defined & (length > SETTLED)).any()):
+            return models, step, scale, inverse, defined & (length < CONVERGED)
         moved = solver.retract(models, step * scale)
         after = _objective(solver, loss, moved, present, threshold)(zero, points)
         # at the minimum a step changes the loss by rounding errors only
         better = defined & (after <= value * (1 + 1e-12)) & moved.flatten(1).isfinite().all(-1)
         models = torch.where(better[(..., *(None,) * (models.dim() - 1))], moved, models)
         value = torch.where(better, after, value)
-    raise AssertionError("unreachable")
+        left -= 1

@@ -88,26 +88,23 @@ class LevenbergMarquardt(Refiner):
         self, solver: MinimalSolver, models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor
     ) -> Tensor:
         """Models `[B, H, *model_shape]` -> those of least robust loss near by."""
-        better = self._optimised(solver, models.detach(), points.detach(), mask, threshold.detach())
-        if not (torch.is_grad_enabled() and points.requires_grad) or not better.numel() or solver.freedom <= 0:
-            return better
-        return differentiable_optimum(solver, LOSSES[self.loss], better, points, mask, threshold)
-
-    def _optimised(
-        self, solver: MinimalSolver, models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor
-    ) -> Tensor:
+        differentiated = torch.is_grad_enabled() and points.requires_grad
         name = COMPILED.get((solver.problem or "", solver.kernel or ""))
-        exact, wide = models.double(), points.double()
-        if name is not None and models.device.type == "cpu" and _ops.has_kernel("refine_models", models.device):
-            flat, _ = _ops.refine_models(exact.flatten(2), wide, mask, threshold.double(), name, self.loss, self.steps)
-            return flat.view_as(exact).to(models.dtype)
-        if solver.freedom <= 0:
+        compiled = name is not None and points.device.type == "cpu" and _ops.has_kernel("refine_models", points.device)
+        if solver.freedom <= 0 and (differentiated or not compiled):
             raise UnsupportedOperationError(
                 f"difflayers.ransac.LevenbergMarquardt: {type(solver).__name__} does not say how a model moves; give "
                 f"it freedom and retract(models, step), or use another refiner"
             )
-        found, _ = descend(solver, LOSSES[self.loss], exact, wide, mask, threshold.double(), self.steps)
-        return found.to(models.dtype)
+        exact, wide, width = models.detach().double(), points.detach().double(), threshold.detach().double()
+        if name is not None and compiled:
+            better, _ = _ops.refine_models(exact.flatten(2), wide, mask, width, name, self.loss, self.steps)
+        else:
+            better, _ = descend(solver, LOSSES[self.loss], exact, wide, mask, width, self.steps)
+        better = better.view_as(exact).to(models.dtype)
+        if not differentiated or not better.numel():
+            return better
+        return differentiable_optimum(solver, LOSSES[self.loss], better, points, mask, threshold)
 
     def __repr__(self) -> str:
         return f"LevenbergMarquardt({self.loss!r}, steps={self.steps})"
