@@ -72,7 +72,7 @@ class _Solve(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         exact, models, counts, condition = ctx.saved_tensors
         solver, gradient = ctx.solver, gradients[0].double()
         if _ops.has_kernel("minimal_solve", exact.device):
