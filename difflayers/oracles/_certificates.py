@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import threading
 from collections import OrderedDict
@@ -14,6 +15,10 @@ from ._rows import LinearConstraints
 TOLERANCE = 1e-9  # of reduced costs, relative to the row's largest cost; the solvers' own is 1e-6
 LARGEST = 1e5  # entry of an inverse: beyond it the rounding of reduced costs would come near the tolerance
 ENTRIES = 1 << 24  # of all tables together (128 MiB); one may take a quarter of it
+MET = 16  # vertices that are known to have come up, for each basis
+TRIALS = 16  # bases to learn on trust; then one for two hits, or for twice as many solves
+SMALL = 1 << 16  # multiplications that take no longer than a look at the first reduced costs alone would save
+DECIMALS = 9  # vertices that agree to so many are the same one
 FIRST = 32  # reduced costs that are looked at first: of a basis that is not optimal one of them is mostly negative
 
 
@@ -35,20 +40,20 @@ class Certificate:
 
     def proves(self, costs: np.ndarray) -> np.ndarray:
         """Whether the vertex is optimal, for each row of costs `[B, n]` whose largest magnitude is 1."""
-        good, width = np.ones(len(costs), dtype=bool), self.table.shape[1]
-        for columns in (slice(0, FIRST), slice(FIRST, width)):
-            which = np.flatnonzero(good)
-            if len(which) and columns.start < width:
-                good[which] = self._margins(costs[which], columns).min(axis=1) >= -TOLERANCE
+        width = self.table.shape[1]
+        if len(costs) * self.table.size <= SMALL or width <= FIRST:
+            return self._margins(costs, 0, width).min(axis=1, initial=0.0) >= -TOLERANCE
+        good = self._margins(costs, 0, FIRST).min(axis=1) >= -TOLERANCE
+        good[good] = self._margins(costs[good], FIRST, width).min(axis=1) >= -TOLERANCE
         return good
 
-    def _margins(self, costs: np.ndarray, columns: slice) -> np.ndarray:
-        margins = costs[:, self.basic] @ self.table[:, columns]
+    def _margins(self, costs: np.ndarray, start: int, stop: int) -> np.ndarray:
+        margins = costs[:, self.basic] @ self.table[:, start:stop]
         rows = self.table.shape[1] - len(self.other)  # columns before the variables'
-        first, last = max(columns.start, rows), min(columns.stop, self.table.shape[1])
-        if first < last:
-            some = slice(first - rows, last - rows)
-            margins[:, first - columns.start :] += costs[:, self.other[some]] * self.signs[some]
+        first = max(start, rows)
+        if first < stop:
+            some = slice(first - rows, stop - rows)
+            margins[:, first - start :] += costs[:, self.other[some]] * self.signs[some]
         return margins
 
 
@@ -64,6 +69,8 @@ class Certificates:
         self._lock = threading.Lock()
         self._entries: OrderedDict[tuple[bytes, bytes], Certificate] = OrderedDict()
         self._of: dict[bytes, dict[bytes, Certificate]] = {}  # the same ones, by instance
+        self._met: OrderedDict[bytes, bool] = OrderedDict()
+        self._solved, self._learnt, self._numbers = 0, 0, 0  # rows, bases, and entries of tables
         self._vertices: dict[bytes, tuple[list[tuple[bytes, Certificate]], np.ndarray]] = {}
 
     def __reduce__(self) -> Any:
@@ -88,20 +95,36 @@ class Certificates:
             which = np.array(places_of_key)
             if not known:
                 continue
-            # only the cheapest of the vertices can be optimal; a vertex may have several bases
+            # only the cheapest of the vertices can be optimal; a vertex may have several bases, the last the likeliest
             values = costs[which] @ vertices.T
             cheapest = values <= values.min(axis=1, keepdims=True) + TOLERANCE * (1 + np.abs(values))
-            open_ = np.ones(len(which), dtype=bool)
-            for j in np.flatnonzero(cheapest.any(axis=0)).tolist():
+            trials: dict[int, list[int]] = {}
+            for i, j in zip(*(places.tolist() for places in np.nonzero(cheapest)), strict=True):
+                trials.setdefault(j, []).append(places_of_key[i])
+            for j in sorted(trials, reverse=True):
                 name, certificate = known[j]
-                trial = np.flatnonzero(open_ & cheapest[:, j])
-                proved = trial[certificate.proves(costs[which[trial]])] if len(trial) else trial
-                if len(proved):
-                    open_[proved] = False
-                    for i in which[proved].tolist():
-                        found[i] = certificate.solution
+                rows = [i for i in trials[j] if found[i] is None]
+                proved = [i for i, good in zip(rows, certificate.proves(costs[rows]).tolist(), strict=True) if good]
+                for i in proved:
+                    found[i] = certificate.solution
+                if proved:
                     self._used(key, name, len(proved))
         return found
+
+    def worthwhile(self, key: bytes, solution: np.ndarray) -> bool:
+        """Whether to learn the basis of a row that had to be solved.
+
+        That costs about as much as the solve. Many vertices come up once and never again, and where costs move far,
+        or vertices are degenerate and have many bases, no basis comes back: what has not paid so far is tried seldom.
+        """
+        code = hashlib.blake2b(np.round(solution, DECIMALS).tobytes() + key, digest_size=16).digest()
+        with self._lock:
+            self._solved += 1
+            known = self._met.pop(code, False)
+            self._met[code] = True
+            while len(self._met) > MET * self.size:
+                self._met.popitem(last=False)
+            return known and self._learnt < TRIALS + self.hits // 2 + self._solved // (2 * TRIALS)
 
     def count(self, hits: int) -> None:
         """Counts rows that a certificate answered outside of `find`."""
@@ -113,18 +136,19 @@ class Certificates:
         basis = np.concatenate([certificate.basic, certificate.other]).tobytes() + certificate.signs.tobytes()
         name = basis + certificate.solution.tobytes()
         with self._lock:
+            self._learnt += 1
+            if (key, name) not in self._entries:
+                self._numbers += certificate.table.size
             self._entries[key, name] = certificate
             self._of.setdefault(key, {})[name] = certificate
             self._vertices.pop(key, None)
-            while len(self._entries) > self.size or self._total() > ENTRIES:
-                (old, gone), _ = self._entries.popitem(last=False)
+            while len(self._entries) > self.size or self._numbers > ENTRIES:
+                (old, gone), forgotten = self._entries.popitem(last=False)
+                self._numbers -= forgotten.table.size
                 del self._of[old][gone]
                 if not self._of[old]:
                     del self._of[old]
                 self._vertices.pop(old, None)
-
-    def _total(self) -> int:
-        return sum(certificate.table.size for certificate in self._entries.values())
 
     def _known(self, key: bytes) -> tuple[list[tuple[bytes, Certificate]], np.ndarray]:
         with self._lock:
@@ -170,17 +194,18 @@ def certificate_of(
     low, high = solution <= lower + room, solution >= upper - room
     slack = np.abs(right - matrix @ solution)
     equal = np.arange(len(right)) >= len(problem.b_ub)
-    tight = equal | (slack <= TOLERANCE * (1.0 + problem.magnitudes @ np.abs(solution)))
+    tight = slack <= TOLERANCE * (1.0 + problem.magnitudes @ np.abs(solution))
+    tight[equal] = problem.independent_equations
     # in the basis come first what has a multiplier, and equations; a degenerate vertex needs a choice among the rest
     fixed = (low | high) & ((np.abs(reduced) > TOLERANCE) | (lower == upper))
-    variables = np.flatnonzero(~fixed)
-    rows, bounds = np.flatnonzero(tight), np.flatnonzero((low | high) & ~fixed)
-    if len(rows) + len(bounds) < len(variables) or len(rows) * n > 4 * ENTRIES:
-        return None
-    if len(rows) + len(bounds) > len(variables):
-        urgent = equal[rows] | (np.abs(multipliers[rows]) > TOLERANCE)
+    variables, urgent = np.flatnonzero(~fixed), equal | (np.abs(multipliers) > TOLERANCE)
+    rows, bounds = np.flatnonzero(tight & urgent), np.zeros(0, dtype=np.int64)
+    if len(rows) != len(variables):
+        rows, bounds = np.flatnonzero(tight), np.flatnonzero((low | high) & ~fixed)
+        if len(rows) + len(bounds) < len(variables) or len(rows) * n > 4 * ENTRIES:
+            return None
         units = np.searchsorted(variables, bounds)
-        chosen = _independent(_dense(matrix[rows][:, variables]), urgent, units)
+        chosen = _independent(_dense(matrix[rows][:, variables]), urgent[rows], units)
         if chosen is None:
             return None
         rows, bounds = rows[chosen[chosen < len(rows)]], bounds[chosen[chosen >= len(rows)] - len(rows)]

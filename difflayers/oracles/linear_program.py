@@ -127,6 +127,8 @@ class LinearProgram(Oracle):
             if rows[i] is not None:
                 continue
             rows[i] = row = super()._solve_rows(costs[i : i + 1], instances[i : i + 1], time_limit)[0]
+            if row.solution is None or not memory.worthwhile(keys[i], row.solution):
+                continue
             certificate = self._certificate(row, instances[i])
             if certificate is None or not certificate.proves(scaled[i : i + 1]).all():
                 continue
