@@ -226,8 +226,10 @@ class Oracle(ABC):
 
     def _dispatch(self, costs: np.ndarray, instances: list[Instance]) -> list[Row]:
         """Here, or on the workers (see parallel.py)."""
-        alone = len(costs) <= 1 and not str(self.workers).startswith("processes:")  # which may be there to crash
-        if self.workers is None or alone or len(costs) == 0:
+        if len(costs) == 0:
+            return []
+        alone = len(costs) == 1 and not str(self.workers).startswith("processes:")  # which may be there to crash
+        if self.workers is None or alone:
             return self._solve_rows(costs, instances, self.time_limit)
         from .parallel import run
 
