@@ -15,7 +15,8 @@ from .result import Row, Status
 __all__ = ["MinCostFlow"]
 
 AMOUNT_BITS = 61  # of all that can enter or leave a node; beyond it 64-bit integers overflow
-COST_BITS = 60  # of a cost times the number of nodes plus 1, which is what OR-Tools computes with
+COST_BITS = 62  # of a cost times (N + 1) (N + 2), beyond which OR-Tools may refuse it, as measured up to N = 1000
+RESOLUTION = 1e-10  # of the objective: what rounding of costs may move it by in a solution that is called optimal
 BITS = 53  # of a float64
 ROUNDING = 1e-9  # relative, of flows that have more bits than a float64
 
@@ -38,8 +39,8 @@ class MinCostFlow(Oracle):
     `with_parameters` takes `capacities`, `[..., E]`, and `supplies`, `[..., N]`.
 
     OR-Tools computes with integers: amounts are scaled by a power of two without loss, or refused. Costs are scaled by
-    a power of two row by row; where bits are lost so that the objective could differ by more than float64's own
-    rounding, the status is FEASIBLE, and the bound says by how much.
+    a power of two row by row; where bits are lost so that the objective could be off by more than 1e-10 of itself, the
+    status is FEASIBLE, and the bound says by how much.
 
     Returns:
         Of `solve` with costs `[..., E]`: the flow on every edge, in that shape and dtype.
@@ -126,14 +127,18 @@ class MinCostFlow(Oracle):
         supplies = np.asarray(instance.get("supplies", self.supplies), dtype=np.float64)
         amount = max(_exponent(capacities), _exponent(supplies))
         lossless, room = _exponent(cost), _room(cost, self.num_nodes)
-        whole = np.rint(np.ldexp(cost, min(lossless, room))).astype(np.int64)
         module = solver_module(self.name, "ortools.graph.python.min_cost_flow")
-        solver = module.SimpleMinCostFlow()
-        solver.add_arcs_with_capacity_and_unit_cost(
-            self.edges[:, 0], self.edges[:, 1], np.ldexp(capacities, amount).astype(np.int64), whole
-        )
-        solver.set_nodes_supplies(np.arange(self.num_nodes), np.ldexp(supplies, amount).astype(np.int64))
-        status = solver.solve()
+        while True:
+            whole = np.rint(np.ldexp(cost, min(lossless, room))).astype(np.int64)
+            solver = module.SimpleMinCostFlow()
+            solver.add_arcs_with_capacity_and_unit_cost(
+                self.edges[:, 0], self.edges[:, 1], np.ldexp(capacities, amount).astype(np.int64), whole
+            )
+            solver.set_nodes_supplies(np.arange(self.num_nodes), np.ldexp(supplies, amount).astype(np.int64))
+            status = solver.solve()
+            if status != solver.BAD_COST_RANGE or not whole.any():
+                break
+            room = min(lossless, room) - 4  # what it can compute with depends on the graph, too
         if status == solver.INFEASIBLE:
             return Row(None, Status.INFEASIBLE, reason="the capacities do not let the supplies through")
         if status != solver.OPTIMAL:
@@ -144,7 +149,7 @@ class MinCostFlow(Oracle):
         # every flow's cost moved by at most this when the costs were rounded
         moved = np.abs(cost - np.ldexp(whole.astype(np.float64), -room))
         gap = float(moved @ np.maximum(flow, capacities - flow))
-        if gap <= np.finfo(np.float64).eps * float(np.abs(cost) @ flow):
+        if gap <= RESOLUTION * float(np.abs(cost) @ flow):
             return Row(flow, Status.OPTIMAL)
         return Row(flow, Status.FEASIBLE, bound=float(cost @ flow) - gap)
 
@@ -171,4 +176,5 @@ def _exponent(values: np.ndarray) -> int:
 def _room(cost: np.ndarray, num_nodes: int) -> int:
     """The largest k for which cost * 2^k stays within what OR-Tools can compute with."""
     largest = float(np.abs(cost).max(initial=0.0))
-    return COST_BITS - math.frexp(num_nodes + 1)[1] - math.frexp(largest)[1] if largest > 0 else 0
+    nodes = math.frexp(num_nodes + 1)[1] + math.frexp(num_nodes + 2)[1]
+    return COST_BITS - nodes - math.frexp(largest)[1] if largest > 0 else 0

@@ -206,6 +206,19 @@ def test_a_small_cache_under_many_threads():
             assert torch.equal(found, expected[i])
 
 
+def test_a_function_cannot_change_the_callers_costs():
+    def spoils(costs):
+        costs *= 0.0
+        return costs + 1.0
+
+    for batched in (False, True):
+        costs = torch.rand(3, 2, dtype=torch.float64)
+        before = costs.clone()
+        result = FromCallable(spoils, (2,), batched=batched).solve_batch(costs)
+        assert torch.equal(costs, before)
+        assert torch.equal(result.objective, before.sum(1))
+
+
 class Lossy(Executor):
     """Runs at once, and loses every third task."""
 
