@@ -12,6 +12,7 @@ from .. import _checks
 from ._certificates import Certificate, Certificates, certificate_of, normalised_rows
 from ._cp_sat import Outcome
 from ._ortools import PerThread, interruptible, load, normalised, remaining
+from ._pdlp import WarmStarted
 from ._rows import LinearConstraints
 from .base import Instance, Oracle, instance_key
 from .result import Row, Status
@@ -44,6 +45,9 @@ class LinearProgram(Oracle):
             $c_N - c_B A_B^{-1} A_N$: exactly (to 1e-9 of the row's largest cost, where solvers stop at 1e-6), all
             rows of the batch at once, and without a solve. Where several vertices are optimal, which one comes out
             depends on what was solved before. Each process has its own; all tables together stay below 128 MiB.
+        warm_starts: for method="pdlp", how many solutions each thread remembers; 0 = none. A row starts from that of
+            the nearest costs, if they are within 5 %. PDLP then holds Python's lock for up to a second at a time, and
+            a number of `workers` means processes.
         settings: on_failure, time_limit, workers, cache: see `difflayers.oracles.Oracle`.
 
     Attributes:
@@ -54,7 +58,8 @@ class LinearProgram(Oracle):
 
     Raises:
         TypeError: an argument that is not of numbers.
-        ValueError: shapes that do not fit, NaN, bounds that are no pairs, certificates without method="glop".
+        ValueError: shapes that do not fit, NaN, bounds that are no pairs; certificates without
+            method="glop", warm_starts without method="pdlp".
 
     Cost:
         One solve a row; the model is kept by every thread and only the objective, b_ub and b_eq (`with_parameters`)
@@ -85,6 +90,7 @@ class LinearProgram(Oracle):
         n: int | None = None,
         method: str = "glop",
         certificates: int = 0,
+        warm_starts: int = 0,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
@@ -100,6 +106,14 @@ class LinearProgram(Oracle):
                 f"{self.name}: argument 'certificates' must be 0 with method={method!r}, got {certificates}; only "
                 f"method='glop' tells the multipliers that they need"
             )
+
+        self.warm_starts = _checks.integer(self.name, "warm_starts", warm_starts, minimum=0)
+        if warm_starts and self.method != "pdlp":
+            raise ValueError(
+                f"{self.name}: argument 'warm_starts' must be 0 with method={method!r}, got {warm_starts}; only "
+                f"method='pdlp' can start from a solution"
+            )
+        self.releases_gil = warm_starts == 0
 
     @property
     def certified(self) -> int:
@@ -148,7 +162,9 @@ class LinearProgram(Oracle):
         multipliers, reduced = np.array(solver.dual_values()), np.array(solver.reduced_costs())
         return certificate_of(self.constraints, self.constraints.sides(instance)[1], row.solution, multipliers, reduced)
 
-    def _model(self, method: str) -> _Model:
+    def _model(self, method: str) -> Any:
+        if method == "pdlp" and self.warm_starts:
+            return self._models.get("warm", lambda: WarmStarted(self.constraints, self.warm_starts))
         return self._models.get(method, lambda: _Model(method, self.constraints))
 
     def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:

@@ -191,17 +191,19 @@ def training(arguments: dict[str, Any], certificates: int, epochs: int) -> tuple
     return time.process_time() - start, value.item(), (oracle.certified - known) / (100 * epochs)
 
 
-def drifting(arguments: dict[str, Any], certificates: int, size: float) -> tuple[float, float, float]:
-    """64 rows whose costs walk by `size`, relative to their mean, in each of 30 steps: as `training`."""
-    oracle = oracles.LinearProgram(**arguments, certificates=certificates)
+def drifting(
+    arguments: dict[str, Any], certificates: int, size: float, count: int = 64, **settings: Any
+) -> tuple[float, float, float]:
+    """Rows whose costs walk by `size`, relative to their mean, in each of 30 steps: as `training`."""
+    oracle = oracles.LinearProgram(**arguments, certificates=certificates, **settings)
     generator, n = torch.Generator().manual_seed(0), oracle.cost_shape[0]
-    costs = 0.5 + torch.rand(64, n, generator=generator, dtype=torch.float64)
+    costs = 0.5 + torch.rand(count, n, generator=generator, dtype=torch.float64)
     costs = -costs if "A_ub" in arguments else costs
     start, total = time.process_time(), 0.0
     for _ in range(30):
-        costs = costs + size * torch.randn(64, n, generator=generator, dtype=torch.float64)
+        costs = costs + size * torch.randn(count, n, generator=generator, dtype=torch.float64)
         total += oracle.solve_batch(costs).objective.sum().item()
-    return time.process_time() - start, total, oracle.certified / (64 * 30)
+    return time.process_time() - start, total, oracle.certified / (count * 30)
 
 
 def certificates(size: int = 1000) -> None:
@@ -227,17 +229,31 @@ def certificates(size: int = 1000) -> None:
             print(f"| {name} | {work} | {1e3 * plain / rows:.3f} | {own} | {part:.0%} |", flush=True)
 
 
+def warm_starts(size: int = 256) -> None:
+    """Prints what warm starts of PDLP save."""
+    print(f"\nLinearProgram(method='pdlp', warm_starts={size}), ms of processor time a row, 8 rows that walk.\n")
+    print("| program | work | without | with (ratio) |\n|---|---|---|---|")
+    for kind, step in ((kind, step) for kind in ("packing", "matching", "long path") for step in (0.01, 0.001)):
+        name, arguments = polytope(kind)
+        plain, value, _ = drifting(arguments, 0, step, 8, method="pdlp")
+        seconds, same, _ = drifting(arguments, 0, step, 8, method="pdlp", warm_starts=size)
+        assert abs(value - same) <= 1e-4 * abs(value), (kind, value, same)
+        each, own = 1e3 * plain / 240, 1e3 * seconds / 240
+        print(f"| {name} | walk, {step:.1%} | {each:.3f} | {own:.3f} ({plain / seconds:.1f}x) |", flush=True)
+
+
 def main() -> None:
     """Prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=3.0, help="for each contender")
-    parser.add_argument("--only-certificates", action="store_true", help="skip the other table")
+    parser.add_argument("--only-certificates", action="store_true", help="those and warm starts, not the other table")
     options = parser.parse_args()
     seconds = options.seconds
     torch.set_num_threads(1)
     print("\n".join(machine()), "\n")
     if options.only_certificates:
         certificates()
+        warm_starts()
         return
     print("| problem | ours, ms | others, ms (ratio) |\n|---|---|---|")
     for name, contenders, rows in (
@@ -256,6 +272,7 @@ def main() -> None:
         cells = [f"{other} {1e3 * time / rows:.3f} ({time / own:.1f}x)" for other, time in times.items()]
         print(f"| {name} | {1e3 * own / rows:.3f} | {', '.join(cells)} |", flush=True)
     certificates()
+    warm_starts()
 
 
 if __name__ == "__main__":
