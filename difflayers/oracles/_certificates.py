@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import threading
 from collections import OrderedDict
 from typing import Any
 
 import numpy as np
 
+from ._ortools import solver_module
 from ._rows import LinearConstraints
 
 TOLERANCE = 1e-9  # of reduced costs, relative to the row's largest cost; the solvers' own is 1e-6
@@ -227,7 +227,7 @@ def certificate_of(
 
 def _independent(normals: np.ndarray, urgent: np.ndarray, units: np.ndarray) -> np.ndarray | None:
     """Which of the normals (rows of a matrix, then unit vectors) make a basis of all directions; the urgent first."""
-    scipy_linalg: Any = importlib.import_module("scipy.linalg")
+    scipy_linalg = solver_module("difflayers.oracles.LinearProgram", "scipy.linalg")
     size = normals.shape[1]
     lengths = np.linalg.norm(normals, axis=1, keepdims=True)
     # pivots go by length: the urgent ones, made long, come before the others as far as they are independent

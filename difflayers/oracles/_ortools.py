@@ -33,14 +33,35 @@ def load(module: str) -> Any:
             "difflayers.oracles: this oracle needs OR-Tools, which is not installed: pip install 'difflayers[solvers]'"
         ) from error
     except ImportError as error:
-        text = str(error)
-        if "undefined symbol" in text and "Highs" in text:
-            raise ImportError(
-                "difflayers.oracles: OR-Tools cannot be loaded into a process that has already loaded highspy 1.15 or "
-                "later (by itself or through cvxpy): both bring libraries of HiGHS of the same name "
-                "(google/or-tools issue 5246): pip install 'highspy<1.15', or import ortools before cvxpy"
-            ) from error
-        raise
+        explained = _clash(error)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def solver_module(function: str, module: str) -> Any:
+    """A module of the `solvers` extra, SciPy's as a rule, imported when `function` first needs it.
+
+    Raises:
+        ImportError: it is missing, or clashes as `load` says.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise _clash(error) or ImportError(
+            f"{function} needs {module.split('.')[0]}; install it with pip install 'difflayers[solvers]' ({error})"
+        ) from error
+
+
+def _clash(error: ImportError) -> ImportError | None:
+    """The explanation of an error that comes of two libraries of HiGHS in one process."""
+    if not ("undefined symbol" in str(error) and "Highs" in str(error)):
+        return None
+    return ImportError(
+        "difflayers.oracles: OR-Tools cannot be loaded into a process that has already loaded highspy 1.15 or "
+        "later (by itself or through cvxpy): both bring libraries of HiGHS of the same name "
+        "(google/or-tools issue 5246): pip install 'highspy<1.15', or import ortools before cvxpy"
+    )
 
 
 class PerThread:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections import deque
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ._cp_sat import Outcome
-from ._ortools import load, normalised, remaining
+from ._ortools import load, normalised, remaining, solver_module
 from ._rows import LinearConstraints
 from .result import Status
 
@@ -28,7 +27,7 @@ class WarmStarted:
 
     def __init__(self, problem: LinearConstraints, size: int) -> None:
         self.module = load("ortools.pdlp.python.pdlp")
-        sparse: Any = importlib.import_module("scipy.sparse")
+        sparse = solver_module("difflayers.oracles.LinearProgram", "scipy.sparse")
         self.program = self.module.QuadraticProgram()
         self.program.resize_and_initialize(problem.n, problem.matrix.shape[0])
         self.program.constraint_matrix = sparse.csc_matrix(problem.matrix)

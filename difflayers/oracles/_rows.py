@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ._ortools import array
+from ._ortools import array, solver_module
 from .base import Instance
 
 TOLERANCE = 1e-6  # of the solvers, relative to the size of the terms of a row
@@ -96,7 +95,7 @@ class LinearConstraints:
         lengths = np.linalg.norm(dense, axis=1)
         keep = np.zeros(len(dense), dtype=bool)
         if lengths.any():
-            qr: Any = importlib.import_module("scipy.linalg").qr
+            qr = solver_module(self.name, "scipy.linalg").qr
             triangle, order = qr((dense / np.where(lengths > 0, lengths, 1.0)[:, None]).T, mode="r", pivoting=True)
             keep[order[: int((np.abs(np.diagonal(triangle)) > 1e-9).sum())]] = True
         return keep

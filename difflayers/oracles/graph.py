@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import time
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,6 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import _checks
+from ._ortools import solver_module
 from .result import Status
 
 DOUBLES_AT_ONCE = 1 << 21  # rows are worked on in chunks whose arrays of (edges, rows) stay around 16 MB
@@ -23,16 +23,6 @@ class Paths(NamedTuple):
     rows: np.ndarray
     edges: np.ndarray
     failures: dict[int, tuple[Status, str]]
-
-
-def solver_module(function: str, module: str) -> Any:
-    """A module of the `solvers` extra, imported when first needed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{function} needs {module.split('.')[0]}; install it with pip install 'difflayers[solvers]' ({error})"
-        ) from error
 
 
 def checked_edges(function: str, edges: object, num_nodes: object) -> tuple[np.ndarray, int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from .. import _checks
 from ._certificates import Certificate, Certificates, certificate_of, normalised_rows
 from ._cp_sat import Outcome
-from ._ortools import PerThread, interruptible, load, normalised, remaining
+from ._ortools import PerThread, interruptible, load, normalised, remaining, solver_module
 from ._pdlp import WarmStarted
 from ._rows import LinearConstraints
 from .base import Instance, Oracle, instance_key
@@ -200,12 +199,7 @@ class _Model:
 
     def __init__(self, method: str, problem: LinearConstraints) -> None:
         self.module = load("ortools.linear_solver.python.model_builder_helper")
-        try:
-            sparse: Any = importlib.import_module("scipy.sparse")
-        except ModuleNotFoundError as error:
-            raise ImportError(
-                "difflayers.oracles.LinearProgram: this oracle needs SciPy: pip install 'difflayers[solvers]'"
-            ) from error
+        sparse = solver_module(LinearProgram.name, "scipy.sparse")
         self.low, self.high = problem.sides({})
         self.model = self.module.ModelBuilderHelper()
         self.model.fill_model_from_sparse_data(

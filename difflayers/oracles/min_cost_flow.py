@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from ._ortools import solver_module
 from .base import Instance, Oracle
-from .graph import checked_edges, solver_module
+from .graph import checked_edges
 from .result import Row, Status
 
 __all__ = ["MinCostFlow"]
@@ -117,9 +118,8 @@ class MinCostFlow(Oracle):
             )
 
     def _solve_rows(self, costs: np.ndarray, instances: list[Instance], time_limit: float | None) -> list[Row]:
-        solver_module(
-            self.name, "ortools.graph.python.min_cost_flow"
-        )  # missing, it is an error of its own and not one of each row
+        # missing, it is an error of its own and not one of each row
+        solver_module(self.name, "ortools.graph.python.min_cost_flow")
         return super()._solve_rows(costs, instances, time_limit)
 
     def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:

@@ -74,6 +74,8 @@ def test_the_clash_with_highspy_is_explained(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", clash)
     with pytest.raises(ImportError, match=r"pip install 'highspy<1\.15', or import ortools before cvxpy"):
         _ortools.load("ortools.sat.python.cp_model")
+    with pytest.raises(ImportError, match=r"pip install 'highspy<1\.15', or import ortools before cvxpy"):
+        _ortools.solver_module("difflayers.oracles.MinCostFlow", "ortools.graph.python.min_cost_flow")
 
 
 @pytest.mark.parametrize(
