@@ -27,8 +27,6 @@ from difflayers.surrogates import SurCo
 
 try:
     from matplotlib.figure import Figure  # without pyplot: it draws with Agg and needs no display
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import dijkstra
     from tqdm import tqdm
 except ImportError as error:
     sys.exit(f"route_planning.py: {error}; run: pip install 'difflayers[solvers,examples]'")
@@ -49,25 +47,9 @@ class Grid:
         self.edges = np.concatenate([streets, streets[:, ::-1]])  # [edges, 2], street s is edge s and s + len(streets)
         self.streets = len(streets)
 
-    def oracle(self) -> dl.oracles.FromCallable:
-        """The shortest path, by SciPy's Dijkstra."""
-        order = np.lexsort((self.edges[:, 1], self.edges[:, 0]))
-        sources, targets = self.edges[order].T
-        starts = np.searchsorted(sources, np.arange(self.nodes + 1))
-        number = {(int(a), int(b)): e for e, (a, b) in enumerate(self.edges)}
-
-        def solve(costs: np.ndarray) -> np.ndarray:
-            # an edge that costs nothing could lead in circles
-            data = np.maximum(costs[order], 1e-9 * costs.max())
-            graph = csr_array((data, targets, starts), shape=(self.nodes, self.nodes))
-            before = dijkstra(graph, indices=0, return_predecessors=True)[1]
-            path, node = np.zeros(len(costs)), self.nodes - 1
-            while node != 0:
-                path[number[int(before[node]), int(node)]] = 1.0
-                node = before[node]
-            return path
-
-        return dl.oracles.FromCallable(solve, (len(self.edges),), cost_domain="nonnegative")
+    def oracle(self) -> dl.oracles.ShortestPath:
+        """The shortest path from corner to corner."""
+        return dl.oracles.ShortestPath(self.edges, 0, self.nodes - 1, num_nodes=self.nodes)
 
     def routes(self) -> Tensor:
         """Every simple path, [routes, edges]; 8512 on 5x5, hopelessly many on larger grids."""
