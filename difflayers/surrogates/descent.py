@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .budget import Exhausted
 from .memory import Entry, keys
-from .search import Search, unit
+from .search import Evaluator, Search, unit
 
 __all__ = ["Descent", "Settings"]
 
@@ -93,6 +93,7 @@ class Descent:
         self.costs = self.mean = self.square = torch.empty(0)
         self.steps = [0] * count
         self.polished: set[bytes] = set()
+        self.evaluator = Evaluator(search)
 
     def begin(self, like: Tensor, start: Tensor | None, costs: Tensor | None) -> None:
         """Evaluates the start, or solves the first guess, and linearises there."""
@@ -284,7 +285,7 @@ class Descent:
                 (key,) = keys(best[None])
                 if key not in self.polished:
                     self.polished.add(key)
-                    search.polish(settings.polish, best)
+                    settings.polish(best.clone(), self.evaluator)
             if settings.restarts is not None and self.restarted >= settings.restarts:
                 self.phases[s] = "done"
                 if all(phase == "done" for phase in self.phases):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from .budget import Budget, Exhausted
 from .memory import Entry, Memory, keys
 from .objective import Objective
 
-__all__ = ["Search", "unit"]
+__all__ = ["Evaluator", "Search", "unit"]
 
 
 def unit(costs: Tensor) -> Tensor:
@@ -194,17 +193,39 @@ class Search:
                 raise Exhausted("evaluations")
         return unit(result)
 
-    def polish(self, polish: Callable[..., Any], solution: Tensor) -> None:
-        """Hands a solution to the user's local search; whatever that evaluates is remembered."""
 
-        def evaluate(candidates: Tensor) -> Tensor:
-            if not isinstance(candidates, Tensor) or candidates.shape[1:] != solution.shape:
-                came = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
-                raise ValueError(
-                    f"{self.objective.function}: polish must evaluate candidates of shape "
-                    f"[B, {', '.join(map(str, solution.shape))}], got {came}"
-                )
-            values = self.evaluate(candidates.to(solution))
-            return torch.tensor(values, dtype=torch.float64)
+class Evaluator:
+    """What a local search gets: called with candidates `[B, *cost_shape]`, it returns their values, float64 `[B]`.
 
-        polish(solution.clone(), evaluate)
+    Whatever it evaluates is remembered and counted.
+
+    Attributes:
+        generator: of the search's noise.
+        optima: for the local search to remember, from one call to the next, where it need not begin again.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self.search, self.generator = search, search.generator
+        self.optima: dict[bytes, float] = {}
+
+    def __call__(self, candidates: Tensor) -> Tensor:
+        search, shape = self.search, self.search.like.shape
+        if not isinstance(candidates, Tensor) or candidates.dim() == 0 or candidates.shape[1:] != shape:
+            came = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
+            raise ValueError(
+                f"{search.objective.function}: polish must evaluate candidates of shape "
+                f"[B, {', '.join(map(str, shape))}], got {came}"
+            )
+        return torch.tensor(search.evaluate(candidates.to(search.like)), dtype=torch.float64)
+
+    @property
+    def best(self) -> Tensor:
+        """The best solution seen so far."""
+        best = self.search.memory.best
+        assert best is not None  # nothing is polished before there is a solution
+        return best.solution.clone()
+
+    def slope(self, solution: Tensor) -> Tensor:
+        """The objective's gradient at an evaluated solution, of unit scale; zero where there is none."""
+        entry = self.search.memory.entries.get(keys(solution[None])[0])
+        return torch.zeros_like(solution) if entry is None else self.search.slopes([entry])[0]
