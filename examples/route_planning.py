@@ -32,7 +32,7 @@ except ImportError as error:
     sys.exit(f"route_planning.py: {error}; run: pip install 'difflayers[solvers,examples]'")
 
 DEADLINES = {"tight": 0.9, "normal": 1.0, "loose": 1.1}  # times the least expected time
-# what the released SurCo-zero reached, on 25 cities of its own: mean probability by setting and deadline
+# what the released SurCo-zero reached when it was run, on 25 other cities: mean probability by setting and deadline
 RELEASED = {
     ("5x5, means to 0.2", "tight"): 0.4635, ("5x5, means to 0.2", "normal"): 0.4983,
     ("5x5, means to 0.2", "loose"): 0.5307, ("5x5, means to 1", "tight"): 0.3658,
