@@ -29,6 +29,7 @@ bench: $(VENV)/peers
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_choosing.py --out docs/benchmarks-choosing.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_oracles.py
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_solvers.py
+	$(BIN)/python tests/benchmarks/bench_surco.py
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -180,9 +180,8 @@ class Oracle(ABC):
         shape, event = tuple(costs.shape), self.cost_shape
         if len(shape) < len(event) or shape[len(shape) - len(event) :] != event:
             raise ValueError(f"{self.name}: argument 'costs' must have shape [..., *{event}], got {shape}")
-        finite = costs.detach().isfinite()
-        if not bool(finite.all()):
-            bad = (~finite).reshape(-1, math.prod(event)).any(1).nonzero().flatten().tolist()
+        if not _checks.all_finite(costs):
+            bad = (~costs.detach().isfinite()).reshape(-1, math.prod(event)).any(1).nonzero().flatten().tolist()
             raise ValueError(f"{self.name}: argument 'costs' must be finite, got NaN or infinity in rows {_some(bad)}")
         if self.cost_domain == "nonnegative" and bool((costs.detach() < 0).any()):
             bad = (costs.detach() < 0).reshape(-1, math.prod(event)).any(1).nonzero().flatten().tolist()

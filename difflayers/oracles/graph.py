@@ -186,23 +186,29 @@ class Graph:
         unique, starts = np.unique(keys[order], return_index=True)
         return order, starts, unique
 
+    @cached_property
+    def _copies(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """How many copies of the graph are solved in one call, and the sparse structure of so many."""
+        keys, nodes = self._pairs[2], self.num_nodes
+        count = max(1, 2000 // nodes)  # larger unions only make SciPy's heap slower
+        tails, heads = np.divmod(keys, nodes)
+        offsets = np.arange(count)[:, None]
+        indices = (heads + offsets * nodes).ravel().astype(np.int32)
+        first = np.searchsorted(tails, np.arange(nodes))
+        pointers = np.append((first + offsets * len(keys)).ravel(), count * len(keys)).astype(np.int32)
+        return count, indices, pointers
+
     def _dijkstra(self, costs: np.ndarray, sources: np.ndarray, targets: np.ndarray, deadline: Any) -> Paths:
         sparse = solver_module("difflayers.oracles.ShortestPath", "scipy.sparse")
         search = solver_module("difflayers.oracles.ShortestPath", "scipy.sparse.csgraph")
         order, starts, keys = self._pairs
+        copies, indices, pointers = self._copies
         nodes, pairs, size = self.num_nodes, len(keys), len(costs)
         parallel = pairs < len(order)
         sorted_costs = costs[:, order]
         # SciPy would add up parallel edges; the cheapest of them is what counts
         weights = np.minimum.reduceat(sorted_costs, starts, axis=1) if parallel else sorted_costs
-        pair_tails, pair_heads = np.divmod(keys, nodes)
-        first = np.searchsorted(pair_tails, np.arange(nodes))
-        reached = np.empty((size, nodes), dtype=bool)
-        before = np.empty((size, nodes), dtype=np.int64)
-        copies = max(1, min(size, 2000 // nodes))  # together in one call; larger unions only make its heap slower
-        offsets = np.arange(copies)[:, None]
-        indices = (pair_heads + offsets * nodes).ravel().astype(np.int32)
-        pointers = np.append((first + offsets * pairs).ravel(), copies * pairs).astype(np.int32)
+        good, lengths, steps = np.ones(size, dtype=bool), [], []
         for start in range(0, size, copies):
             count = min(copies, size - start)
             end = count * nodes
@@ -210,14 +216,22 @@ class Graph:
             data = weights[part].ravel()
             # built from its three arrays: other constructors drop the explicit zeros, which are edges of cost 0
             union = sparse.csr_array((data, indices[: count * pairs], pointers[: end + 1]), shape=(end, end))
-            origins = sources[part] + np.arange(count) * nodes
+            offsets = np.arange(count) * nodes
+            origins, ends = sources[part] + offsets, targets[part] + offsets
             distance, previous, _ = search.dijkstra(union, indices=origins, min_only=True, return_predecessors=True)
-            reached[part] = np.isfinite(distance).reshape(count, nodes)
-            before[part] = previous.reshape(count, nodes) - np.arange(count)[:, None] * nodes
-        good = reached[np.arange(size), targets]
-        # the predecessors are a tree even where zero costs tie, which equal distances alone would not give
-        rows, steps = _follow_nodes(before, sources, targets, good)
-        which = np.searchsorted(keys, steps[:, 0] * nodes + steps[:, 1])
+            good[part] = np.isfinite(distance[ends])
+            # the predecessors are a tree even where zero costs tie, which equal distances alone would not give
+            before = previous.tolist()
+            ends = zip(origins.tolist(), ends.tolist(), offsets.tolist(), good[part].tolist(), strict=True)
+            for origin, node, offset, found in ends:
+                walked = len(steps)
+                while found and node != origin:
+                    tail = before[node]
+                    steps.append((tail - offset) * nodes + node - offset)
+                    node = tail
+                lengths.append(len(steps) - walked)
+        rows = np.repeat(np.arange(size), lengths)
+        which = np.searchsorted(keys, np.array(steps, dtype=np.int64))
         if parallel:
             counts = np.diff(np.append(starts, len(order)))
             hit = sorted_costs == np.repeat(weights, counts, axis=1)
@@ -341,19 +355,3 @@ def _follow(edge_into: Any, tails: np.ndarray, sources: np.ndarray, targets: np.
         if not on.all():
             row, node, source = row[on], node[on], source[on]
     return np.concatenate(rows), np.concatenate(edges)
-
-
-def _follow_nodes(before: np.ndarray, sources: np.ndarray, targets: np.ndarray, good: np.ndarray) -> Any:
-    """Rows and pairs (tail, head) of the paths, walked back from the targets along predecessors `[B, N]`."""
-    rows, steps = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 2), dtype=np.int64)]
-    row = np.flatnonzero(good & (sources != targets))
-    node, source = targets[row], sources[row]
-    while len(row):
-        tail = before[row, node]
-        rows.append(row)
-        steps.append(np.stack([tail, node], axis=1))
-        node = tail
-        on = node != source
-        if not on.all():
-            row, node, source = row[on], node[on], source[on]
-    return np.concatenate(rows), np.concatenate(steps)
