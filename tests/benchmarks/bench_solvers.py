@@ -147,7 +147,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=3.0, help="for each contender")
     seconds = parser.parse_args().seconds
     torch.set_num_threads(1)
-    print("\n".join(machine()), "\n")
+    print("\n".join(f"- {line}" for line in machine(("pyepo", "ortools", "scipy"))), "\n")
+    if importlib.util.find_spec("pyepo") is None:
+        print("PyEPO is not installed, so that knapsacks are compared with nothing: pip install pyepo==2.2.7\n")
     print("| problem | ours, ms | others, ms (ratio) |\n|---|---|---|")
     for name, contenders, rows in (
         knapsack(1, 1000.0, 1),
