@@ -121,8 +121,9 @@ def spo_plus(it: Task) -> Pair:
 
 
 def pool(it: Task, kind: Any, name: str) -> tuple[Any, Any]:
-    """A loss over a pool that begins with the training solutions and grows by those for the predictions."""
-    return kind(it.oracle, pool=it.train.solutions), peer_loss(it, name)
+    """A loss over a pool that begins with the training solutions and may grow by those for the predictions."""
+    settings = {"solve_ratio": it.solve_ratio}
+    return kind(it.oracle, pool=it.train.solutions, **settings), peer_loss(it, name, **settings)
 
 
 def fenchel_young(it: Task, kind: str) -> Pair:
@@ -199,7 +200,8 @@ NID, which leaves out the method's projection; "Identity without projection" is 
 AdaptiveIMLE add the sum-of-gamma noise to costs that are minimised, ours subtract it, as perturb-and-MAP asks; the
 noise is not symmetric. PyEPO's AdaptiveIMLE compares the *fraction* of changed entries with 1, so that its step only
 grows; ours counts entries. "CaVE, exact" projects to convergence on both sides; "inner" is our mixture with the mean
-normal, beside PyEPO's three steps of an interior-point method. PyEPO's regularised losses are stopped after 20 steps of
+normal, beside PyEPO's three steps of an interior-point method. The losses over pools solve for every batch of paths, so
+that the pool grows, and for none of knapsacks. PyEPO's regularised losses are stopped after 20 steps of
 Frank-Wolfe, each a solve of every row; ours are exact, and on knapsacks PyEPO's are left out for their time. PyEPO's
 SCIP stops within 1e-4 of the optimum, and equal solutions are told apart in another order: where a loss follows the
 solver from step to step, the trainings then part ways.

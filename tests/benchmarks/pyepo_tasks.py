@@ -36,6 +36,7 @@ class Task(NamedTuple):
     train: Data
     test: Data
     samples: int
+    solve_ratio: float
     rate: float
     seed: int
 
@@ -109,7 +110,7 @@ def path(seed: int, rows: int, noise: float) -> Task:
     b[0], b[-1] = 1.0, -1.0
     oracle = dl.oracles.ShortestPath(edges, 0, 24, num_nodes=25)
     constraints = {"A_eq": A, "b_eq": b, "bounds": (0, 1)}
-    return task(oracle, peer, constraints, 1.0, drawn, rows, samples=10, rate=0.05, seed=seed)
+    return task(oracle, peer, constraints, 1.0, drawn, rows, samples=10, solve_ratio=1.0, rate=0.05, seed=seed)
 
 
 def knapsack(seed: int, rows: int, noise: float) -> Task:
@@ -126,4 +127,4 @@ def knapsack(seed: int, rows: int, noise: float) -> Task:
         same(drawn[1], generator.genData(rows + TEST_ROWS, FEATURES, 16, 2, DEGREE, noise, seed)[2])
     constraints = {"A_ub": weights, "b_ub": room, "bounds": (0, 1)}
     oracle = dl.oracles.Knapsack(weights, room)
-    return task(oracle, peer, constraints, -1.0, drawn, rows, samples=2, rate=0.15, seed=seed)
+    return task(oracle, peer, constraints, -1.0, drawn, rows, samples=2, solve_ratio=0.0, rate=0.15, seed=seed)
