@@ -200,11 +200,13 @@ NID, which leaves out the method's projection; "Identity without projection" is 
 AdaptiveIMLE add the sum-of-gamma noise to costs that are minimised, ours subtract it, as perturb-and-MAP asks; the
 noise is not symmetric. PyEPO's AdaptiveIMLE compares the *fraction* of changed entries with 1, so that its step only
 grows; ours counts entries. "CaVE, exact" projects to convergence on both sides; "inner" is our mixture with the mean
-normal, beside PyEPO's three steps of an interior-point method. The losses over pools solve for every batch of paths, so
-that the pool grows, and for none of knapsacks. PyEPO's regularised losses are stopped after 20 steps of
-Frank-Wolfe, each a solve of every row; ours are exact, and on knapsacks PyEPO's are left out for their time. PyEPO's
-SCIP stops within 1e-4 of the optimum, and equal solutions are told apart in another order: where a loss follows the
-solver from step to step, the trainings then part ways.
+normal, beside PyEPO's three steps of an interior-point method. The losses over pools solve for every batch of paths,
+so that the pool grows, and for none of knapsacks; in "pairwise ranking" PyEPO counts pairs that tie in truth, ours
+does not, and integer profits tie. PyEPO's regularised losses are stopped after 20 steps of Frank-Wolfe, each a solve
+of every row; ours are exact, and on knapsacks PyEPO's are left out for their time. PyEPO's SCIP stops within 1e-4 of
+the optimum: where it misses a solution, the trainings part ways. On paths "structured SVM" and "optimality margin"
+are one loss. On knapsacks the observed solutions are not those of the linear program, which the optimality margin
+takes them for.
 """
 PROBLEMS: dict[str, tuple[str, Callable[..., Task], int]] = {
     "path": ("Shortest path, 5x5", path, 10),
