@@ -250,11 +250,13 @@ def main() -> None:
     options = parser.parse_args()
     seconds = options.seconds
     torch.set_num_threads(1)
-    print("\n".join(machine()), "\n")
+    print("\n".join(f"- {line}" for line in machine(("pyepo", "ortools", "scipy"))), "\n")
     if options.only_certificates:
         certificates()
         warm_starts()
         return
+    if importlib.util.find_spec("pyepo") is None:
+        print("PyEPO is not installed, so that knapsacks are compared with nothing: pip install pyepo==2.2.7\n")
     print("| problem | ours, ms | others, ms (ratio) |\n|---|---|---|")
     for name, contenders, rows in (
         knapsack(1, 1000.0, 1),
