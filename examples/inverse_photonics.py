@@ -34,7 +34,7 @@ import difflayers as dl
 
 try:
     from brush_oracle import BrushDesigns, disc
-    from field_solver import Channel, Device, Port, transmission
+    from field_solver import LAYER, Channel, Device, Port, transmission
     from matplotlib.figure import Figure  # without pyplot: it draws with Agg and needs no display
     from tqdm import tqdm
 except ImportError as error:
@@ -156,12 +156,13 @@ def draw(found: dict[str, dict[str, Tensor]], problems: dict[str, Problem], path
     for rows, (name, designs) in zip(grid.reshape(len(found), 2, -1), found.items(), strict=True):
         device = problems[name].device
         for column, (method, design) in zip(rows.T, designs.items(), strict=True):
-            field, _ = device.fields(design.numpy(), 0)
+            shown = (slice(LAYER, -LAYER),) * 2  # without the absorbing layer
+            field = np.abs(device.fields(design.numpy(), 0)[0])[shown]
             share = device.transmissions(design.numpy())[0].mean()
-            whole = device.whole(design.numpy())
+            whole = device.whole(design.numpy())[shown]
             column[0].imshow(whole, cmap="Greys", interpolation="nearest")
             column[0].set_title(f"{name}: {method}\n{share:.1%}", fontsize=9)
-            column[1].imshow(np.abs(field), cmap="magma", vmax=float(np.quantile(np.abs(field), 0.995)))
+            column[1].imshow(field, cmap="magma", vmax=float(np.quantile(field, 0.995)))
             column[1].contour(whole, [0.5], colors="white", linewidths=0.4)
             for axes in column:
                 axes.set_axis_off()

@@ -81,6 +81,26 @@ def test_gradient_is_that_of_finite_differences(light) -> None:
     assert light.transmission(designs[0].float(), device).dtype == torch.float32
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_fields_are_those_of_ceviche(light) -> None:
+    ceviche = pytest.importorskip("ceviche")
+    left, right, bottom = ports(light, 4, 9)
+    device = light.Device(12, (light.Channel(1290.0, left, right), light.Channel(1290.0, left, bottom)))
+    straight, design = np.zeros((12, 12)), (np.random.default_rng(2).random((12, 12)) > 0.4).astype(float)
+    straight[4:9] = 1.0
+    line = device._sources[0][0].reshape(device.cells, device.cells)
+    ours, theirs = [], []
+    for density in (straight, design):
+        permittivity = light.VOID + (light.SOLID - light.VOID) * device.whole(density)
+        frequency = 2 * np.pi * 299792458.0 / 1290e-9
+        solver = ceviche.fdfd_ez(frequency, device.step * 1e-9, permittivity, [light.LAYER, light.LAYER])
+        _, _, field = solver.solve(line.astype(complex))
+        theirs += [abs(device.amplitude(field, channel)) ** 2 for channel in (0, 1)]
+        ours += device.transmissions(density)[0].tolist()
+    # to the strength of the light that goes in along the straight waveguide
+    np.testing.assert_allclose(np.array(ours) / ours[0], np.array(theirs) / theirs[0], rtol=2e-2, atol=1e-3)
+
+
 def test_a_mode_that_does_not_exist_is_refused(light) -> None:
     left, right, _ = ports(light, 3, 5)
     with pytest.raises(ValueError, match="2 pixels does not guide mode 1"):
