@@ -7,7 +7,6 @@ foundry fabrication constraints", 2022, arXiv 2201.12965, whose own generator is
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Any
 
@@ -15,8 +14,7 @@ import numpy as np
 from ortools.sat.python import cp_model
 from torch import Tensor
 
-from difflayers.oracles import Oracle, Status
-from difflayers.oracles.result import Row
+from difflayers.oracles import Oracle, PerThread, Row, Status
 
 
 def disc(diameter: int) -> list[tuple[int, int]]:
@@ -45,6 +43,7 @@ class BrushDesigns(Oracle):
         self.frame, self.diameter, self.effort = frame.astype(bool), diameter, effort
         self.margin = diameter - 1
         self.size = len(frame) - 2 * self.margin
+        self._models = PerThread()
 
     @property
     def cost_shape(self) -> tuple[int, ...]:
@@ -52,16 +51,13 @@ class BrushDesigns(Oracle):
         return (self.size, self.size)
 
     def _solve_row(self, cost: np.ndarray, instance: Any, deadline: float | None) -> Row:
-        # solver models cannot be copied or pickled: each thread builds its own, where oracles look for `_local`
-        local = self.__dict__.setdefault("_local", threading.local())
-        if not hasattr(local, "model"):
-            local.model, local.last = _Model(self), None
-        solution, status, bound = local.model.minimise(cost, self.effort, deadline)
-        if solution is None and status == Status.TIMEOUT and local.last is not None:
-            return Row(local.last, Status.FEASIBLE)  # not of these costs, but better than none
+        model = self._models.get("model", lambda: _Model(self))
+        solution, status, bound = model.minimise(cost, self.effort, deadline)
+        if solution is None and status == Status.TIMEOUT and model.last is not None:
+            return Row(model.last, Status.FEASIBLE)  # not of these costs, but better than none
         if solution is None:
             return Row(None, status)
-        local.last = solution
+        model.last = solution
         return Row(solution, status, bound)
 
     def feasible(self, design: Tensor) -> bool:
@@ -95,6 +91,7 @@ class _Model:
 
     def __init__(self, designs: BrushDesigns) -> None:
         self.designs, self.model, self.solver = designs, cp_model.CpModel(), cp_model.CpSolver()
+        self.last: np.ndarray | None = None  # solution
         size, margin = designs.size, designs.margin
         self.pixels = [self.model.new_bool_var("") for _ in range(size**2)]
         self.touches: list[dict[tuple[int, int], Any]] = []
@@ -118,7 +115,7 @@ class _Model:
         parameters = self.solver.parameters
         parameters.num_workers = 1  # the same result every time; batches are what runs in parallel
         # here the linear relaxation with cuts finds and proves the optimum; presolve takes longer than all the rest,
-        # and a hint (the last solution, say) makes the search two to four times longer
+        # and hints, such as the last solution, made the search longer where they were tried
         parameters.linearization_level, parameters.cp_model_presolve = 2, False
         parameters.catch_sigint_signal = False  # Ctrl-C is Python's
 

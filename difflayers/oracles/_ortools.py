@@ -1,4 +1,4 @@
-"""What the oracles on OR-Tools share: its import, models per thread, costs as integers, time that is left."""
+"""What the oracles on OR-Tools share: its import, costs as integers, time that is left."""
 
 from __future__ import annotations
 
@@ -62,33 +62,6 @@ def _clash(error: ImportError) -> ImportError | None:
         "later (by itself or through cvxpy): both bring libraries of HiGHS of the same name "
         "(google/or-tools issue 5246): pip install 'highspy<1.15', or import ortools before cvxpy"
     )
-
-
-class PerThread:
-    """Values of which every thread builds its own, such as solver models.
-
-    Copies of an oracle share it, so that `with_parameters` keeps the models; pickling and deep copies start afresh,
-    because solver models cannot leave their process.
-    """
-
-    def __init__(self) -> None:
-        self._local = threading.local()
-
-    def get(self, key: Any, build: Callable[[], Any]) -> Any:
-        """The value of this thread under key, built at first use, and again when its attribute `usable` is False."""
-        values = self._local.__dict__.setdefault("values", {})
-        if key not in values or not getattr(values[key], "usable", True):
-            values[key] = build()
-        return values[key]
-
-    def __reduce__(self) -> Any:
-        return PerThread, ()
-
-    def __copy__(self) -> PerThread:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PerThread:
-        return PerThread()
 
 
 def remaining(deadline: float | None) -> float | None:

@@ -25,8 +25,9 @@ Instance = Mapping[str, np.ndarray]  # the parameters of one row
 class Oracle(ABC):
     """Base of the oracles: minimises a linear cost over a feasible set, for batches of costs.
 
-    A subclass defines `cost_shape`, `_solve_row`, and what is said below; it keeps plain data only (arrays, numbers),
-    so that it can be pickled to other processes, and builds solver models lazily in `_models()`, thread by thread.
+    A subclass defines `cost_shape` and `_solve_row`, and where it can, `_is_feasible`: a check, without the solver, of
+    every solution before it is returned. It keeps plain data (arrays, numbers), so that it can be pickled to other
+    processes, and solver models in a `PerThread`, built at first use by every thread.
 
     Attributes:
         name: in messages, "difflayers.oracles.X".
@@ -281,7 +282,6 @@ class Oracle(ABC):
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
         state["_memory"], state["_previous"], state["workers"] = Memory(), None, None
-        state.pop("_local", None)  # solver models of this process's threads
         return state
 
 

@@ -9,8 +9,8 @@ import numpy as np
 from .. import _checks
 from ._cp_sat import SatModel
 from ._graphs import checked_edges
-from ._ortools import PerThread
 from .base import Instance, Oracle
+from .per_thread import PerThread
 from .result import Row, Status
 
 __all__ = ["IndependentSet"]

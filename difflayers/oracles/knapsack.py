@@ -9,8 +9,9 @@ import numpy as np
 
 from .. import _checks
 from . import _knapsack
-from ._ortools import PerThread, array, integer_sizes
+from ._ortools import array, integer_sizes
 from .base import Instance, Oracle
+from .per_thread import PerThread
 from .result import Row, Status
 
 __all__ = ["Knapsack"]

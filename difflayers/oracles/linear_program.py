@@ -10,10 +10,11 @@ import numpy as np
 from .. import _checks
 from ._certificates import Certificate, Certificates, certificate_of, normalised_rows
 from ._cp_sat import Outcome
-from ._ortools import PerThread, interruptible, load, normalised, remaining, solver_module
+from ._ortools import interruptible, load, normalised, remaining, solver_module
 from ._pdlp import WarmStarted
 from ._rows import LinearConstraints
 from .base import Instance, Oracle, instance_key
+from .per_thread import PerThread
 from .result import Row, Status
 
 __all__ = ["LinearProgram"]
