@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import _checks
 from ._ortools import solver_module
+from .per_thread import PerThread
 from .result import Status
 
 DOUBLES_AT_ONCE = 1 << 21  # rows are worked on in chunks whose arrays of (edges, rows) stay around 16 MB
@@ -70,6 +71,7 @@ class Graph:
 
     def __init__(self, edges: np.ndarray, num_nodes: int) -> None:
         self.num_nodes = num_nodes
+        self._unions = PerThread()
         self.tails, self.heads = np.ascontiguousarray(edges[:, 0]), np.ascontiguousarray(edges[:, 1])
 
     @cached_property
@@ -198,11 +200,18 @@ class Graph:
         pointers = np.append((first + offsets * len(keys)).ravel(), count * len(keys)).astype(np.int32)
         return count, indices, pointers
 
-    def _dijkstra(self, costs: np.ndarray, sources: np.ndarray, targets: np.ndarray, deadline: Any) -> Paths:
+    def _union(self, count: int) -> Any:
+        """So many disjoint copies of the graph as a sparse matrix without costs; to make it takes as long as to use it."""
         sparse = solver_module("difflayers.oracles.ShortestPath", "scipy.sparse")
+        _, indices, pointers = self._copies
+        nodes, pairs = count * self.num_nodes, count * len(self._pairs[2])
+        # built from its three arrays: other constructors drop the explicit zeros, which are edges of cost 0
+        return sparse.csr_array((np.zeros(pairs), indices[:pairs], pointers[: nodes + 1]), shape=(nodes, nodes))
+
+    def _dijkstra(self, costs: np.ndarray, sources: np.ndarray, targets: np.ndarray, deadline: Any) -> Paths:
         search = solver_module("difflayers.oracles.ShortestPath", "scipy.sparse.csgraph")
         order, starts, keys = self._pairs
-        copies, indices, pointers = self._copies
+        copies = self._copies[0]
         nodes, pairs, size = self.num_nodes, len(keys), len(costs)
         parallel = pairs < len(order)
         sorted_costs = costs[:, order]
@@ -211,11 +220,9 @@ class Graph:
         good, lengths, steps = np.ones(size, dtype=bool), [], []
         for start in range(0, size, copies):
             count = min(copies, size - start)
-            end = count * nodes
             part = slice(start, start + count)
-            data = weights[part].ravel()
-            # built from its three arrays: other constructors drop the explicit zeros, which are edges of cost 0
-            union = sparse.csr_array((data, indices[: count * pairs], pointers[: end + 1]), shape=(end, end))
+            union = self._unions.get(count, partial(self._union, count))
+            union.data = weights[part].ravel()
             offsets = np.arange(count) * nodes
             origins, ends = sources[part] + offsets, targets[part] + offsets
             distance, previous, _ = search.dijkstra(union, indices=origins, min_only=True, return_predecessors=True)
