@@ -128,7 +128,8 @@ def straight_through(problem: Problem, solves: int, generator: torch.Generator) 
 def surco(problem: Problem, solves: int, generator: torch.Generator, prepared: bool = False) -> Tensor:
     """SurCo, from random costs or from the design of a topology optimisation with half of the solves."""
     start = topology(problem, solves // 2, generator) if prepared else None
-    result = dl.SurCo(problem.oracle, starts=2).solve(
+    # Identity: better than the default rule, or equal, on seeds 10 to 12
+    result = dl.SurCo(problem.oracle, rule=dl.rules.Identity(), starts=2).solve(
         problem.lost,
         start=start,
         evaluations=solves - solves // 2 if prepared else solves,

@@ -201,7 +201,7 @@ class Graph:
         return count, indices, pointers
 
     def _union(self, count: int) -> Any:
-        """So many disjoint copies of the graph as a sparse matrix without costs; to make it takes as long as to use it."""
+        """So many disjoint copies of the graph, as a sparse matrix whose costs are put in with every use."""
         sparse = solver_module("difflayers.oracles.ShortestPath", "scipy.sparse")
         _, indices, pointers = self._copies
         nodes, pairs = count * self.num_nodes, count * len(self._pairs[2])
