@@ -25,9 +25,10 @@ Instance = Mapping[str, np.ndarray]  # the parameters of one row
 class Oracle(ABC):
     """Base of the oracles: minimises a linear cost over a feasible set, for batches of costs.
 
-    A subclass defines `cost_shape` and `_solve_row`, and where it can, `_is_feasible`: a check, without the solver, of
-    every solution before it is returned. It keeps plain data (arrays, numbers), so that it can be pickled to other
-    processes, and solver models in a `PerThread`, built at first use by every thread.
+    A subclass defines `cost_shape` and `_solve_row`, or `_solve_rows` for several rows at once; and where it can,
+    `_is_feasible`: a check, without the solver, of every solution before it is returned. It keeps plain data (arrays,
+    numbers), so that it can be pickled to other processes, and solver models in a `PerThread`, built at first use by
+    every thread.
 
     Attributes:
         name: in messages, "difflayers.oracles.X".
@@ -57,6 +58,9 @@ class Oracle(ABC):
                 processes), "threads:N" or "processes:N" to choose, or any `concurrent.futures.Executor`.
             cache: how many solved rows to remember (costs are compared bit by bit); 0 = none.
         """
+        kind = type(self)
+        if kind._solve_row is Oracle._solve_row and kind._solve_rows is Oracle._solve_rows:
+            raise TypeError(f"{self.name}: {kind.__name__} must define _solve_row or _solve_rows, got neither")
         self.on_failure = _checks.choice(self.name, "on_failure", on_failure, ON_FAILURE)
         self.time_limit = None if time_limit is None else _checks.number(self.name, "time_limit", time_limit, above=0.0)
         self.workers = _checked_workers(self.name, workers)
@@ -77,15 +81,15 @@ class Oracle(ABC):
         """The event shapes of the parameters that may differ between rows."""
         return {}
 
-    @abstractmethod
     def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
-        """Solves one row.
+        """Solves one row; not needed where `_solve_rows` is defined.
 
         Args:
             cost: float64, finite, of cost_shape.
             instance: the parameters that differ between rows; others are attributes of the oracle.
             deadline: of `time.monotonic()`, or None.
         """
+        raise NotImplementedError
 
     def _solve_rows(self, costs: np.ndarray, instances: list[Instance], time_limit: float | None) -> list[Row]:
         """Solves several rows; a subclass may do better than one after another. Never raises for one row's sake."""

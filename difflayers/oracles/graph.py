@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from .. import _checks
 from ._ortools import solver_module
 from .per_thread import PerThread
 from .result import Status
@@ -26,24 +25,30 @@ class Paths(NamedTuple):
     failures: dict[int, tuple[Status, str]]
 
 
-def checked_edges(function: str, edges: object, num_nodes: object) -> tuple[np.ndarray, int]:
-    """The edges as int64 `[E, 2]`, and the number of nodes, both checked."""
+def checked_edges(function: str, edges: object, num_nodes: int | None, *, loops: bool = True) -> np.ndarray:
+    """The edges as int64 `[E, 2]`, checked: nodes in range, without num_nodes from 0 on; loops only where allowed."""
     array = edges.detach().cpu().numpy() if isinstance(edges, Tensor) else np.asarray(edges)
     if array.size == 0:
-        array = np.zeros((0, 2), dtype=np.int64)
+        return np.zeros((0, 2), dtype=np.int64)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{function}: argument 'edges' must hold integers, got {array.dtype}; nodes are 0, 1, 2, ...")
     if array.ndim != 2 or array.shape[1] != 2:
         raise ValueError(f"{function}: argument 'edges' must have shape [E, 2], rows (tail, head), got {array.shape}")
     array = array.astype(np.int64)
-    nodes = _checks.integer(function, "num_nodes", num_nodes, minimum=1)
-    if array.size and not 0 <= array.min() <= array.max() < nodes:
-        bad = int(np.flatnonzero(((array < 0) | (array >= nodes)).any(1))[0])
-        raise ValueError(
-            f"{function}: argument 'edges' must name nodes in [0, {nodes - 1}] (num_nodes = {nodes}), got "
-            f"{tuple(array[bad].tolist())} in edge {bad}"
+    outside = (array < 0) | (array >= num_nodes) if num_nodes is not None else array < 0
+    if outside.any():
+        bad = int(np.flatnonzero(outside.any(1))[0])
+        rule = (
+            "not be negative" if num_nodes is None else f"name nodes in [0, {num_nodes - 1}] (num_nodes = {num_nodes})"
         )
-    return array, nodes
+        raise ValueError(f"{function}: argument 'edges' must {rule}, got {tuple(array[bad].tolist())} in edge {bad}")
+    same = np.flatnonzero(array[:, 0] == array[:, 1])
+    if len(same) and not loops:
+        raise ValueError(
+            f"{function}: argument 'edges' must join different nodes, got {tuple(array[same[0]].tolist())} in edge "
+            f"{same[0]}"
+        )
+    return array
 
 
 def checked_nodes(function: str, name: str, values: np.ndarray, num_nodes: int) -> None:

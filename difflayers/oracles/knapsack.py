@@ -153,10 +153,6 @@ class Knapsack(Oracle):
                 f"weights' common denominator) up to {MAX_CELLS}, got {len(sizes)} constraints and {cells}; use 'auto'"
             )
 
-    def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
-        limit = None if deadline is None else deadline - time.monotonic()
-        return self._solve_rows(cost[None], [instance], limit)[0]
-
     def _solve_rows(self, costs: np.ndarray, instances: list[Instance], time_limit: float | None) -> list[Row]:
         rows: list[Row | None] = [None] * len(costs)
         tables: dict[bytes, tuple[Items, list[int], list[np.ndarray]]] = {}

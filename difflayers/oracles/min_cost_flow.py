@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .. import _checks
 from ._ortools import solver_module
 from .base import Instance, Oracle
 from .graph import checked_edges
@@ -71,7 +72,8 @@ class MinCostFlow(Oracle):
 
     def __init__(self, edges: Any, capacities: Any, supplies: Any, *, num_nodes: int, **settings: Any) -> None:
         super().__init__(**settings)
-        self.edges, self.num_nodes = checked_edges(self.name, edges, num_nodes)
+        self.num_nodes = _checks.integer(self.name, "num_nodes", num_nodes, minimum=1)
+        self.edges = checked_edges(self.name, edges, self.num_nodes)
         self.capacities = self._amounts("capacities", capacities, len(self.edges))
         self.supplies = self._amounts("supplies", supplies, self.num_nodes)
         self._check_amounts(self.capacities[None], self.supplies[None])
