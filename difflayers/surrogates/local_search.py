@@ -90,12 +90,12 @@ class LocalSearch:
             self._descend(before, evaluate, None)  # what was tried before costs nothing
 
     def _descend(self, solution: Tensor, evaluate: Any, breadth: int | None) -> None:
-        value, tried = float(evaluate(solution[None])[0]), math.inf if breadth is None else breadth
+        value, tried = float(_values(evaluate, solution[None])[0]), math.inf if breadth is None else breadth
         while evaluate.optima.get(keys(solution[None])[0], 0) < tried:
             near = self._near(solution)
             order = self._order(solution, near, evaluate)[:breadth]
             for some in order.split(self.chunk) if len(order) else ():
-                values = evaluate(near[some])
+                values = _values(evaluate, near[some])
                 if float(values.min()) < value:
                     best = int(values.argmin())
                     solution, value = near[some[best]].clone(), float(values[best])
@@ -127,3 +127,8 @@ class LocalSearch:
                 f"[B, {', '.join(map(str, solution.shape))}], got {came}"
             )
         return near.to(solution)
+
+
+def _values(evaluate: Any, candidates: Tensor) -> Tensor:
+    values = evaluate(candidates)
+    return torch.where(values.isnan(), math.inf, values)  # with on_nan="skip": NaN is worse than any value

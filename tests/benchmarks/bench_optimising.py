@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 TESTS = ("tests/oracles/test_graph_oracles.py", "tests/oracles/test_knapsack.py", "tests/rules/test_against_pyepo.py",
-         "tests/surrogates/test_against_pyepo.py")  # fmt: skip
+         "tests/surrogates/test_against_pyepo.py", "tests/surrogates/test_surco.py")  # fmt: skip
 ALONE = "**PyEPO is not installed here, so that nothing is compared with it in this section.**"
 INTRODUCTION = """# Benchmarks: optimising
 

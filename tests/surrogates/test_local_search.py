@@ -84,6 +84,15 @@ def test_surco_with_it_finds_the_best_and_keeps_the_budget(gradient):
     assert rows[0] == 33
 
 
+def test_nan_among_the_neighbours():
+    weights = torch.arange(8, dtype=torch.float64)
+    # undefined wherever item 7 is chosen, which is so at the start too; two more moves are needed from its neighbours
+    evaluate = Evaluate(lambda x: torch.where(x[:, 7] > 0, torch.nan, x @ weights), torch.zeros_like)
+    evaluate.best = start = torch.tensor([0.0, 0, 0, 0, 0, 1, 1, 1], dtype=torch.float64)
+    LocalSearch(exchanges, rounds=0)(start, evaluate)
+    assert evaluate.lowest == 0 + 1 + 2
+
+
 def test_the_generator_decides():
     f = quadratic(14, 0, convex=True)
 
