@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-__all__ = ["Estimator", "ExpectationEstimator"]
+if TYPE_CHECKING:
+    from .oracles import OracleResult
+
+__all__ = ["Estimator", "ExpectationEstimator", "GradientRule", "LinearOracle"]
 
 
 @runtime_checkable
@@ -58,4 +61,50 @@ class ExpectationEstimator(Protocol):
         generator: torch.Generator | None = None,
     ) -> Tensor:
         """Estimates the expectation of loss_fn(D), D one-hot along dim and distributed as softmax(logits)."""
+        ...
+
+
+@runtime_checkable
+class LinearOracle(Protocol):
+    """The solution of least linear cost in a feasible set, for batches of costs; everything minimises.
+
+    `difflayers.oracles.Oracle` has all of it but the solver, and workers, deadlines, failures and a memory besides.
+
+    Attributes:
+        cost_shape: of the costs and the solution of one row.
+        cost_domain: "any", or "nonnegative" where negative costs are refused; rules keep to it.
+
+    Example:
+        >>> import difflayers as dl
+        >>> isinstance(dl.oracles.TopK(3, 1), dl.protocols.LinearOracle)
+        True
+    """
+
+    @property
+    def cost_shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def cost_domain(self) -> str: ...
+
+    def solve(self, costs: Tensor) -> Tensor:
+        """The solutions `[..., *cost_shape]` of costs of that shape, without a gradient."""
+        ...
+
+    def solve_batch(self, costs: Tensor) -> OracleResult:
+        """Solutions with objective, status and bound of every row."""
+        ...
+
+
+@runtime_checkable
+class GradientRule(Protocol):
+    """How gradients pass through a solver; the rules of `difflayers.rules` are such objects.
+
+    Example:
+        >>> import difflayers as dl
+        >>> isinstance(dl.Blackbox(1.0), dl.protocols.GradientRule)
+        True
+    """
+
+    def __call__(self, oracle: LinearOracle, costs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The oracle's solutions `[..., *cost_shape]`, through which gradients flow to the costs."""
         ...
