@@ -101,6 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--counts", type=int, nargs="*", default=[500, 2000], help="numbers of points")
     parser.add_argument("--methods", nargs="*", help="names of the methods to compare; default all installed")
     parser.add_argument("--data", type=Path, help="the folder of two_view_*.npz; adds the real pairs")
+    parser.add_argument("--scene", default="castle", choices=["castle", "herzjesu"], help="which real pairs")
     parser.add_argument("--every", type=int, default=6, help="takes every so-many-th real pair")
     parser.add_argument("--no-grid", action="store_true", help="real pairs only")
     parser.add_argument("--out", type=Path, help="also write the tables to this Markdown file")
@@ -110,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not options.no_grid:
         parts += [grid(kind, options.methods, options.trials, options.counts) for kind in options.kinds]
     if options.data:
-        parts += [real_pairs(kind, options.methods, options.data, "castle", options.every)
+        parts += [real_pairs(kind, options.methods, options.data, options.scene, options.every)
                   for kind in options.kinds if kind != "H"]  # fmt: skip
     text = "\n\n".join(parts) + "\n"
     print(text)
