@@ -14,7 +14,7 @@ from .scorers import Scorer
 from .scoring import scores
 from .solver import MinimalSolver, Solutions
 
-FIRST_ROUND, LAST_ROUND = 32, 512  # samples; rounds double in between
+FIRST_ROUND, LAST_ROUND = 32, 1024  # samples; rounds double in between
 WORTHWHILE = 0.5  # of the best score so far: what a model must have to be optimised locally
 TESTED = 4  # models that are tested for plausibility for each candidate
 RESAMPLED, RESAMPLINGS = 64, 10  # samples of a model's own inliers, and how often in a row
@@ -176,7 +176,8 @@ def _resampled(
     so_far: Tensor,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
-    """The models `[B, *model_shape]` improved by samples of their own inliers, as long as that goes on.
+    """The models `[B, *model_shape]` that are the best so far, improved by samples of their own inliers as long as that
+    goes on.
 
     Among the inliers of a model that is partly right, more points are good than among all: with 20 % inliers a sample
     of 7 good points is not to be expected in 10,000, but one of 5 is, and its inliers lead to the rest. (Inner RANSAC:
@@ -185,7 +186,7 @@ def _resampled(
     solver, size = settings.solver, settings.solver.sample_size
     for _ in range(RESAMPLINGS):
         with_inliers = inliers_of(solver, model, problems) & (problems.logits > -torch.inf)
-        at = ((with_inliers.sum(-1) > size) & (score > WORTHWHILE * so_far)).nonzero().squeeze(-1)
+        at = ((with_inliers.sum(-1) > size) & (score > so_far)).nonzero().squeeze(-1)
         if not len(at):
             break
         inner = problems.at(at)

@@ -139,6 +139,19 @@ class EssentialMatrix(EpipolarSolver):
         side, depth = self.orientation(models, sample)
         return agree(side) & agree(depth)
 
+    @torch.no_grad()
+    def possible(self, models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor) -> Tensor:
+        """Pairs in front of both cameras, for the pose that has the most inliers there; also those whose second point
+        is within the threshold of where one at infinity would be: the sign of a large depth is noise."""
+        from .two_view import recover_pose  # which needs this file
+
+        limit = threshold.unsqueeze(-1)
+        near = self.residual(models, points) < limit
+        pose = recover_pose(models, points, near if mask is None else near & mask)
+        seen = homogeneous(points[..., :2]) @ pose.rotation.mT
+        away = (seen[..., :2] - points[..., 2:] * seen[..., 2:]).norm(dim=-1)
+        return pose.in_front | (away <= limit * seen[..., 2])
+
 
 # The monomial of x, y, z, 1 that each product of three of them is: the ten cubic ones first, in the order of
 # x times (x2 xy xz y2 yz z2) and then y3 y2z yz2 z3; then those six, and x, y, z, 1.

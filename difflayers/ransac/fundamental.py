@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import degeneracy, manifolds
-from ._epipolar import EpipolarSolver, _affine, agree, cofactors, eight_point, homogeneous, restored
+from ._epipolar import EpipolarSolver, _affine, agree, cofactors, eight_point, homogeneous, null_vector, restored
 from ._projections import nearest_rank_two
 
 __all__ = ["FundamentalMatrix"]
@@ -105,6 +105,20 @@ class FundamentalMatrix(EpipolarSolver):
     def plausible(self, models: Tensor, sample: Tensor) -> Tensor:
         """The oriented epipolar constraint: e2 x x2 is a positive multiple of F x1 for all pairs, or a negative one."""
         return agree(self.orientation(models, sample)[0])
+
+    @torch.no_grad()
+    def possible(self, models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor) -> Tensor:
+        """Pairs on the side, by the oriented epipolar constraint, that most inliers are on; also those where one of the
+        points is within the threshold of its epipole, where the side is noise."""
+        side = self.orientation(models, points)[0].sign()
+        near = self.residual(models, points) < threshold.unsqueeze(-1)
+        most = torch.where(near if mask is None else near & mask, side, 0).sum(-1, keepdim=True)
+        good = side * most >= 0
+        for matrix, image in ((models.mT, points[..., :2]), (models, points[..., 2:])):
+            epipole = null_vector(cofactors(matrix)).unsqueeze(-2)
+            away = (epipole[..., :2] - image * epipole[..., 2:]).norm(dim=-1)
+            good |= away <= threshold.unsqueeze(-1) * epipole[..., 2].abs()
+        return good
 
     @torch.no_grad()
     def repair(

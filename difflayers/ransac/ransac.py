@@ -286,18 +286,29 @@ class RANSAC(nn.Module):
         )  # fmt: skip
 
     def _refined(self, model: Tensor, score: Tensor, problems: Problems) -> tuple[Tensor, Tensor]:
-        """The models refined, where that does not make the score worse."""
+        """The models refined on the points that they could have seen, where that does not make the score there worse;
+        and their scores on all points."""
         if self.refiner is None or not len(model):
             return model, score
-        refined = self.refiner.refine(self.model, model.unsqueeze(1), *problems[:2], problems.threshold)
+        exists = score.isfinite().unsqueeze(1)
+        seen = self._seen(model.detach(), problems)
+        refined = self.refiner.refine(self.model, model.unsqueeze(1), problems.points, seen, problems.threshold)
         with torch.no_grad():
-            finite = refined.flatten(2).isfinite().all(-1) & score.isfinite().unsqueeze(1)
-            after = scores(self.model, self.scorer, refined, *problems[:2], problems.threshold, finite).squeeze(1)
+            both = torch.cat([model.detach().unsqueeze(1), refined.detach()], 1)
+            finite = both.flatten(2).isfinite().all(-1) & exists
+            on_seen = scores(self.model, self.scorer, both, problems.points, seen, problems.threshold, finite)
             # the last local optimisation may have been here already; the refined model is the one with the gradient
-            better = after >= score - 1e-4 * score.abs()
-            better &= score.isfinite()
+            better = on_seen[:, 1] >= on_seen[:, 0] - 1e-4 * on_seen[:, 0].abs()
+            better &= finite.all(-1)
+            after = scores(self.model, self.scorer, both[:, 1:], *problems[:2], problems.threshold, finite[:, 1:])
         choose = better[(..., *(None,) * len(self.model.model_shape))]
-        return torch.where(choose, refined.squeeze(1), model), torch.where(better, after, score)
+        return torch.where(choose, refined.squeeze(1), model), torch.where(better, after.squeeze(1), score)
+
+    def _seen(self, model: Tensor, problems: Problems) -> Tensor | None:
+        """The mask of the points that are present and that the model could have seen."""
+        seen = self.model.possible(model, *problems[:2], problems.threshold)
+        seen = seen if problems.mask is None else seen & problems.mask
+        return problems.mask if seen.all() else seen
 
     def _result(
         self, problems: Problems, enough: Tensor, batch_shape: tuple[int, ...], model: Tensor, score: Tensor,
@@ -306,6 +317,7 @@ class RANSAC(nn.Module):
         with torch.no_grad():
             exists = score > -torch.inf
             inliers = inliers_of(self.model, model.detach(), problems) & exists.unsqueeze(-1)
+            inliers &= self.model.possible(model.detach(), *problems[:2], problems.threshold)
             present = inliers.shape[1] if problems.mask is None else problems.mask.sum(-1)
             wanted: Any = self.min_inliers
             if wanted is None:

@@ -121,6 +121,15 @@ class MinimalSolver(ABC):
         shape = models.shape[: models.dim() - len(self.model_shape)]
         return torch.ones(shape, dtype=torch.bool, device=models.device)
 
+    def possible(self, models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor) -> Tensor:
+        """Models `[B, *model_shape]`, points `[B, n, d]`, mask `[B, n]` or None, threshold `[B]` -> which points the
+        model's cameras could have seen, `[B, n]`; no gradient.
+
+        Of wrong points that are near the model by accident this tells some: they are no inliers, and have no part in
+        the final refinement.
+        """
+        return torch.ones(points.shape[:-1], dtype=torch.bool, device=points.device)
+
     def repair(
         self,
         models: Tensor,

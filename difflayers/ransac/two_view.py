@@ -149,13 +149,16 @@ def recover_pose(essential: Tensor, points: Tensor, mask: Tensor | None = None) 
         )
     rotations, translations = decompose_essential(essential)
     with torch.no_grad():
-        rotated = homogeneous(points[..., None, :, :2]) @ rotations.mT  # [..., 4, n, 3]
-        second = homogeneous(points[..., None, :, 2:]).expand_as(rotated)
-        moved = translations.unsqueeze(-2).expand_as(rotated)
-        # l2 x2 = l1 R x1 + t, crossed with x2 and with R x1
-        normal = rotated.cross(second, -1)
-        front = (normal * second.cross(moved, -1)).sum(-1) > 0
-        front &= (normal * rotated.cross(moved, -1)).sum(-1) > 0
+        # l2 x2 = l1 u + t with u = R x1, crossed with x2 and with u; t -> -t changes both signs, and the other rotation
+        # turns u by half a turn about t: u.u and u.t stay, u.x2 does not
+        t = translations[..., :1, :]
+        u, x = homogeneous(points[..., :2]) @ rotations[..., 0, :, :].mT, homogeneous(points[..., 2:])
+        ut, xt, uu, xx, ux = ((a * b).sum(-1) for a, b in ((u, t), (x, t), (u, u), (x, x), (u, x)))
+        parts = []
+        for along in (ux, 2 * ut * xt - ux):
+            second, first = along * xt - ut * xx, uu * xt - ut * along
+            parts += [(first > 0) & (second > 0), (first < 0) & (second < 0)]
+        front = torch.stack(parts, -2)  # shape: [..., 4, n]
         counted = front if mask is None else front & mask.unsqueeze(-2)
         best = counted.sum(-1).argmax(-1, keepdim=True)
         in_front = front.gather(-2, best.unsqueeze(-1).expand(*front.shape[:-2], 1, front.shape[-1])).squeeze(-2)
