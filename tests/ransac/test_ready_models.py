@@ -1,10 +1,12 @@
-"""Every ready model on good and bad problems in one batch: a status each, no NaN gradient, no model from garbage."""
+"""Every ready model: bad problems among good ones, gradients in float32, life without compiled kernels."""
 
 import pytest
 import torch
 
 import difflayers as dl
+from difflayers import _ops
 from difflayers.ransac import RansacStatus
+from difflayers.ransac._implicit_solve import ImplicitSolver, plain_backward, plain_condition
 
 from . import scenes
 from .test_degeneracy import scene
@@ -176,6 +178,74 @@ def test_essential_matrices_of_pixels_raise():
     for training in (False, True):
         with pytest.raises(ValueError, match=r"normalised coordinates.*K\^-1"):
             layer.train(training)(fundamental())
+
+
+def noisy(name, count, dtype=torch.float64):
+    """The good problem `count` times with a little noise, `[count, N, d]`."""
+    _, threshold, good = MODELS[name]
+    generator = torch.Generator().manual_seed(0)
+    noise = 0.2 * threshold * torch.randn(count, *good.shape, dtype=torch.float64, generator=generator)
+    return (good + noise).to(dtype)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_found_models_have_the_same_gradient_in_float32(name):
+    solver, threshold, _ = MODELS[name]
+    layer = dl.ransac.RANSAC(solver, threshold=threshold).eval()
+    models, gradients = [], []
+    for dtype in (torch.float64, torch.float32):
+        # the same numbers: what float32 cannot hold is gone from both
+        points = noisy(name, 5, torch.float32).to(dtype).requires_grad_()
+        result = layer(points, generator=torch.Generator().manual_seed(0))
+        assert (result.status == FOUND).all()
+        model = result.model.flatten(1)
+        largest = model.detach().abs().argmax(-1, keepdim=True)
+        models.append((model * model.gather(1, largest).detach().sign()).double())
+        gradients.append(torch.autograd.grad(models[-1].sum(), points)[0].double())
+    assert (models[0] - models[1]).abs().max() < 1e-3 * models[0].abs().max()
+    size, error = gradients[0].flatten(1).norm(dim=1), (gradients[0] - gradients[1]).flatten(1).norm(dim=1)
+    assert (size > 0).all()
+    # a point that rounding moves over the threshold changes the minimum
+    assert (error < 1e-2 * size).sum() >= 3
+    assert (error < size).all()
+
+
+@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if isinstance(row[0], ImplicitSolver)])
+def test_plain_gradients_of_minimal_samples_are_the_compiled_ones(name):
+    """In pixels, too: neither is to give up where the other does not."""
+    solver, _, _ = MODELS[name]
+    index = uniform(200, GOOD).argsort(-1)[:, : solver.sample_size]
+    sample = noisy(name, 1)[0, index]
+    flat, counts, condition = _ops.minimal_solve(sample, solver.problem, True)
+    models = flat.view(200, solver.max_solutions, *solver.model_shape)
+    plain = plain_condition(solver, models, counts, sample)
+    torch.testing.assert_close(plain, condition, rtol=1e-6, atol=0)
+    assert (condition.isfinite() & (condition < solver.worst_condition)).any(-1).double().mean() > 0.9
+    gradient = torch.randn(models.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    found = _ops.minimal_backward(gradient.flatten(2), flat, counts, sample, solver.problem, 1e4)
+    expected = plain_backward(solver, gradient, models, counts, plain.masked_fill(plain >= 1e4, torch.inf), sample)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_without_compiled_kernels_the_same_is_found(name, monkeypatch):
+    solver, threshold, _ = MODELS[name]
+    points = noisy(name, 2).requires_grad_()
+    layer = dl.ransac.RANSAC(solver, threshold=threshold, max_iterations=500)
+
+    def run():
+        found = layer.eval()(points, generator=torch.Generator().manual_seed(0))
+        drawn = layer.train()(points, torch.zeros(N), generator=torch.Generator().manual_seed(0)).hypotheses
+        loss = torch.where(drawn.valid, drawn.scores, 0).sum() + drawn.log_prob.sum()
+        return found, torch.autograd.grad(found.model.abs().sum() + loss, points)[0]
+
+    compiled, gradient = run()
+    monkeypatch.setattr(_ops, "has_kernel", lambda *arguments: False)
+    plain, plain_gradient = run()
+    assert (plain.status == FOUND).all()
+    assert (plain.inliers == compiled.inliers).double().mean() > 0.97
+    assert plain_gradient.isfinite().all()
+    assert (plain_gradient - gradient).norm() < 0.1 * gradient.norm()
 
 
 class Careless(dl.ransac.MinimalSolver):
