@@ -227,6 +227,19 @@ def test_plain_gradients_of_minimal_samples_are_the_compiled_ones(name):
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-8 * float(expected.abs().max()))
 
 
+@pytest.mark.parametrize("name", [name for name, row in MODELS.items() if isinstance(row[0], ImplicitSolver)])
+def test_the_minimal_operators_are_operators(name):
+    solver, _, good = MODELS[name]
+    sample = good[: 2 * solver.sample_size].reshape(2, solver.sample_size, -1)
+    checks = ("test_schema", "test_faketensor", "test_autograd_registration")
+    for with_condition in (False, True):
+        arguments = sample, solver.problem, with_condition
+        torch.library.opcheck(torch.ops.difflayers.minimal_solve.default, arguments, test_utils=checks)
+    models, counts, _ = _ops.minimal_solve(sample, solver.problem, False)
+    arguments = torch.ones_like(models), models, counts, sample, solver.problem, 1e6
+    torch.library.opcheck(torch.ops.difflayers.minimal_backward.default, arguments, test_utils=checks)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_without_compiled_kernels_the_same_is_found(name, monkeypatch):
     solver, threshold, _ = MODELS[name]
