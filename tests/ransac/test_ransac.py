@@ -263,6 +263,7 @@ def test_layer_copies_and_checkpoints():
     torch.testing.assert_close(plain, again)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo's own, where a graph goes on
 @pytest.mark.parametrize("training", [False, True])
 def test_compile_breaks_the_graph_and_changes_nothing(training):
     layer = line_layer().train(training)
