@@ -345,7 +345,25 @@ def _define_refine_models() -> None:
         return models.new_empty(models.shape), models.new_empty(models.shape[:2])
 
 
+# solutions and parameters of the compiled minimal problems
+_MINIMAL = {"essential": (10, 9), "fundamental": (3, 9), "homography": (1, 9), "pose": (4, 12)}
+
+
+def _define_minimal() -> None:
+    @torch.library.register_fake("difflayers::minimal_solve")
+    def _(samples: Any, problem: str, with_condition: bool) -> Any:
+        count, (solutions, parameters) = samples.shape[0], _MINIMAL[problem]
+        conditions = samples.new_empty((count, solutions) if with_condition else (0,))
+        counts = samples.new_empty((count,), dtype=torch.int64)
+        return samples.new_empty((count, solutions, parameters)), counts, conditions
+
+    @torch.library.register_fake("difflayers::minimal_backward")
+    def _(gradient: Any, models: Any, counts: Any, samples: Any, *rest: Any) -> Any:
+        return samples.new_empty(samples.shape)
+
+
 if COMPILED:
+    _define_minimal()
     hypothesis_scores, hypothesis_scores_backward = _define_scoring()
     _define_refine_models()
     transport = _define_transport()

@@ -72,10 +72,23 @@ def hypotheses_of(solver: MinimalSolver, sample: Tensor) -> Solutions:
 
 def solved(solver: MinimalSolver, sample: Tensor) -> Solutions:
     """The solutions of samples `[B, H, k, d]`; what is not finite is not valid."""
+    found = _solutions(solver, sample)
+    finite = found.models.detach().flatten(3).isfinite().all(-1)
+    if sample.requires_grad and torch.is_grad_enabled() and not bool(finite.all()):
+        # a model that is not finite would turn the gradient, 0, into NaN: another sample stands in for its own
+        good = finite.all(-1)
+        finite = finite & good.unsqueeze(-1)
+        stand_in = sample.detach()[good][0] if bool(good.any()) else None
+        if stand_in is None:
+            nothing = (0 * sample.flatten(2).sum(-1))[(..., None, *(None,) * len(solver.model_shape))]
+            return Solutions(nothing.expand(found.models.shape), finite, None)
+        found = _solutions(solver, torch.where(good[..., None, None], sample, stand_in))
+    return Solutions(found.models, found.valid & finite, found.condition)
+
+
+def _solutions(solver: MinimalSolver, sample: Tensor) -> Solutions:
     found = solver.solve(sample)
-    solutions = found if isinstance(found, Solutions) else Solutions(*found)
-    valid = solutions.valid & solutions.models.detach().flatten(3).isfinite().all(-1)
-    return Solutions(solutions.models, valid, solutions.condition)
+    return found if isinstance(found, Solutions) else Solutions(*found)
 
 
 class Settings(NamedTuple):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import manifolds, residuals
 from ._implicit_solve import ImplicitSolver
+from ._triangles import on_a_line
 
 __all__ = ["AbsolutePose"]
 
@@ -66,10 +67,9 @@ class AbsolutePose(ImplicitSolver):
 
     def degenerate(self, sample: Tensor) -> Tensor:
         """Points in space on one line (or equal), or rays that coincide."""
-        x = sample[..., 2:]
-        a, b = x[..., 1, :] - x[..., 0, :], x[..., 2, :] - x[..., 0, :]
-        area = torch.linalg.cross(a, b).norm(dim=-1)
-        return ~(area > 1e-6 * a.norm(dim=-1) * b.norm(dim=-1))
+        image = sample[..., :2]
+        coincide = (image == image.roll(1, -2)).all(-1).any(-1)
+        return coincide | on_a_line(sample[..., 2:])
 
     def reference(self, sample: Tensor) -> tuple[Tensor, Tensor]:
         """Grunert's quartic by the eigenvalues of its companion matrix."""

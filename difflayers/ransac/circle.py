@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import implicit
+from ._triangles import on_a_line
 from .solver import MinimalSolver, Solutions
 
 __all__ = ["Circle2D"]
@@ -33,8 +34,9 @@ class Circle2D(MinimalSolver):
 
     def solve(self, sample: Tensor) -> Solutions:
         """Samples `[..., 3, 2]` -> circles `[..., 1, 3]`."""
-        start = sample[..., 0, :]
-        (ax, ay), (bx, by) = ((sample[..., i, :] - start).unbind(-1) for i in (1, 2))
+        corners = sample.double()
+        start = corners[..., 0, :]
+        (ax, ay), (bx, by) = ((corners[..., i, :] - start).unbind(-1) for i in (1, 2))
         aa, bb = ax * ax + ay * ay, bx * bx + by * by
         area = 2 * (ax * by - ay * bx)
         valid = area != 0
@@ -44,7 +46,7 @@ class Circle2D(MinimalSolver):
         square = to_center.square().sum(-1, keepdim=True)
         radius = torch.where(valid.unsqueeze(-1), square, 1).sqrt()
         models = torch.where(valid.unsqueeze(-1), torch.cat([start + to_center, radius], -1), 0)
-        return Solutions(models.unsqueeze(-2), valid.unsqueeze(-1))
+        return Solutions(models.to(sample.dtype).unsqueeze(-2), valid.unsqueeze(-1))
 
     def residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Distances `[..., n]` of points `[..., n, 2]` from circles `[..., 3]`."""
@@ -137,7 +139,4 @@ class Circle2D(MinimalSolver):
 
     def degenerate(self, sample: Tensor) -> Tensor:
         """Three points on a line, or two at one place."""
-        one, other = (sample[..., 1:, :] - sample[..., :1, :]).double().unbind(-2)
-        area = (one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0]).abs()
-        longest = torch.stack([one, other, one - other], -1).norm(dim=-2).amax(-1)
-        return area <= 1e-5 * longest.square()
+        return on_a_line(sample)

@@ -31,8 +31,8 @@ class EssentialMatrix(EpipolarSolver):
         residual: "sampson" or "symmetric_epipolar", the functions of `difflayers.ransac.residuals`.
 
     Raises:
-        ValueError: another residual; of a call, points that cannot be normalised coordinates (half of them more than
-            84 degrees off the axis).
+        ValueError: another residual; of a call, points that cannot be normalised coordinates (most of them more than
+            84 degrees off the axis). A problem of that kind in a batch of others has no valid models.
 
     Cost, transforms:
         About 10 us a sample on the CPU forward and 6 us backward (float64 inside); backward only.
@@ -57,7 +57,7 @@ class EssentialMatrix(EpipolarSolver):
     def solve(self, sample: Tensor) -> Solutions:
         """Samples `[..., 5, 4]` -> models `[..., 10, 3, 3]`."""
         if sample.numel() and _checks.contents_are_checked(sample):
-            far = sample.detach().abs() > 10
+            far = _far(sample.detach())
             if 2 * int(far.sum()) > far.numel():
                 raise ValueError(
                     "difflayers.ransac.EssentialMatrix: points must be in normalised coordinates, got coordinates of "
@@ -131,8 +131,10 @@ class EssentialMatrix(EpipolarSolver):
         return torch.where(valid[..., None, None], result, 0).to(points.dtype), valid
 
     def degenerate(self, sample: Tensor) -> Tensor:
-        """Samples `[..., 5, 4]` with two points the same in either image, or four on a line in both."""
-        return self.coincident(sample) | self.all_but_one_on_a_line(sample).all(-2).any(-1)
+        """Samples `[..., 5, 4]` with two points the same in either image, or four on a line in both, or most of them
+        not in normalised coordinates."""
+        far = 2 * _far(sample).flatten(-2).sum(-1) > 20
+        return far | self.coincident(sample) | self.all_but_one_on_a_line(sample).all(-2).any(-1)
 
     def plausible(self, models: Tensor, sample: Tensor) -> Tensor:
         """Cheirality: one and the same of the four poses has each pair in front of both cameras."""
@@ -151,6 +153,11 @@ class EssentialMatrix(EpipolarSolver):
         seen = homogeneous(points[..., :2]) @ pose.rotation.mT
         away = (seen[..., :2] - points[..., 2:] * seen[..., 2:]).norm(dim=-1)
         return pose.in_front | (away <= limit * seen[..., 2])
+
+
+def _far(points: Tensor) -> Tensor:
+    """Which coordinates are more than 84 degrees off the axis, were they normalised."""
+    return points.abs() > 10
 
 
 # The monomial of x, y, z, 1 that each product of three of them is: the ten cubic ones first, in the order of

@@ -48,9 +48,16 @@ class Homography(ImplicitSolver):
         return torch.cat([a - sample[..., 2] * c, b - sample[..., 3] * c], -1)
 
     def tangent(self, models: Tensor, sample: Tensor) -> Tensor:
-        """`[V, 8, 3, 3]`: orthonormal directions across the model."""
-        h = models.flatten(1).unsqueeze(1)
-        return torch.linalg.svd(h, full_matrices=True).Vh[:, 1:].unflatten(-1, (3, 3))
+        """`[V, 8, 3, 3]`: directions across the model, orthonormal for normalised points."""
+        _, mean, spread = _normalised(sample, torch.full_like(sample[..., :1], 0.25))
+        first, second = (mean[..., :2], spread[..., 0]), (mean[..., 2:], spread[..., 2])
+        normal = _transform(*second) @ models @ _transform(*first, inverse=True)
+        length = normal.flatten(1).norm(dim=-1)
+        directions = torch.linalg.svd((normal / length[:, None, None]).flatten(1).unsqueeze(1), full_matrices=True)
+        moved = _transform(*second, inverse=True).unsqueeze(1) @ directions.Vh[:, 1:].unflatten(-1, (3, 3))
+        moved = (moved @ _transform(*first).unsqueeze(1)).flatten(2) * length[:, None, None]
+        unit = models.flatten(1).unsqueeze(-1)
+        return (moved - (moved @ unit) * unit.mT).unflatten(-1, (3, 3))
 
     def degenerate(self, sample: Tensor) -> Tensor:
         """Three of the four points on a line in either image."""

@@ -24,7 +24,7 @@ class Line2D(MinimalSolver):
 
     def solve(self, sample: Tensor) -> Solutions:
         """Samples `[..., 2, 2]` -> lines `[..., 1, 3]`."""
-        first, second = sample.unbind(-2)
+        first, second = sample.double().unbind(-2)
         along = second - first
         length2 = along.square().sum(-1, keepdim=True)
         valid = length2 > 0
@@ -32,8 +32,8 @@ class Line2D(MinimalSolver):
         along = along / torch.where(valid, length2, 1.0).sqrt()
         normal = torch.stack([-along[..., 1], along[..., 0]], -1)
         offset = -(normal * (first + second) / 2).sum(-1, keepdim=True)
-        models = torch.where(valid, torch.cat([normal, offset], -1), torch.zeros_like(sample[..., :1, 0]))
-        return Solutions(models.unsqueeze(-2), valid)
+        models = torch.where(valid, torch.cat([normal, offset], -1), 0)
+        return Solutions(models.to(sample.dtype).unsqueeze(-2), valid)
 
     def residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Distances `[..., n]` of points `[..., n, 2]` from lines `[..., 3]`."""

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from . import manifolds
 from ._orthogonal import smallest_eigenvector
+from ._triangles import on_a_line
 from .solver import MinimalSolver, Solutions
 
 __all__ = ["Plane3D"]
@@ -36,15 +37,16 @@ class Plane3D(MinimalSolver):
 
     def solve(self, sample: Tensor) -> Solutions:
         """Samples `[..., 3, 3]` -> planes `[..., 1, 4]`."""
-        edges = sample[..., 1:, :] - sample[..., :1, :]
+        corners = sample.double()
+        edges = corners[..., 1:, :] - corners[..., :1, :]
         normal = torch.linalg.cross(edges[..., 0, :], edges[..., 1, :])
         length2 = normal.square().sum(-1, keepdim=True)
         valid = length2 > 0
         # a safe length where the points are on a line, so that the gradient there is zero and not NaN
         normal = normal / torch.where(valid, length2, 1).sqrt()
-        offset = -(normal * sample.mean(-2)).sum(-1, keepdim=True)
+        offset = -(normal * corners.mean(-2)).sum(-1, keepdim=True)
         models = torch.where(valid, torch.cat([normal, offset], -1), 0)
-        return Solutions(models.unsqueeze(-2), valid)
+        return Solutions(models.to(sample.dtype).unsqueeze(-2), valid)
 
     def residual(self, models: Tensor, points: Tensor) -> Tensor:
         """Distances `[..., n]` of points `[..., n, 3]` from planes `[..., 4]`."""
@@ -80,7 +82,4 @@ class Plane3D(MinimalSolver):
 
     def degenerate(self, sample: Tensor) -> Tensor:
         """Three points on a line, or two at one place."""
-        one, other = (sample[..., 1:, :] - sample[..., :1, :]).double().unbind(-2)
-        area = torch.linalg.cross(one, other).norm(dim=-1)
-        longest = torch.stack([one, other, one - other], -1).norm(dim=-2).amax(-1)
-        return area <= 1e-5 * longest.square()
+        return on_a_line(sample)

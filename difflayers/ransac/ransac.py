@@ -144,6 +144,25 @@ class RANSAC(nn.Module):
         generator: torch.Generator | None = None,
     ) -> RansacResult:
         """The model of the points `[..., n, d]`."""
+        if torch.compiler.is_dynamo_compiling():
+            from .._untraced import call
+
+            return call(self._forward, points, logits, probabilities, mask, generator)
+        if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+            raise UnsupportedOperationError(
+                "difflayers.ransac.RANSAC: a search depends on its points and cannot be traced by torch.export or "
+                "torch.func; export what is before and after it, use .backward(), and leading dimensions for a batch"
+            )
+        return self._forward(points, logits, probabilities, mask, generator)
+
+    def _forward(
+        self,
+        points: Tensor,
+        logits: Tensor | None,
+        probabilities: Tensor | None,
+        mask: Tensor | None,
+        generator: torch.Generator | None,
+    ) -> RansacResult:
         given = logits is not None or probabilities is not None
         problems, enough, batch_shape = self._problems(points, logits, probabilities, mask)
         generator = _checks.generator("difflayers.ransac.RANSAC", generator, points.device)
@@ -160,11 +179,6 @@ class RANSAC(nn.Module):
     ) -> tuple[Problems, Tensor, tuple[int, ...]]:
         """The checked arguments as a batch, which problems have enough points, and the batch's shape."""
         name, size = "difflayers.ransac.RANSAC", self.model.point_size
-        if torch._C._are_functorch_transforms_active():
-            raise UnsupportedOperationError(
-                f"{name}: torch.func transforms are not supported, as the search depends on the points; "
-                f"use .backward(), and leading dimensions for a batch"
-            )
         points = _checks.tensor(name, "points", points)
         if points.dtype in (torch.float16, torch.bfloat16):
             raise TypeError(

@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import _checks
 from . import manifolds
 from ._orthogonal import nearest_rotation
+from ._triangles import on_a_line
 from .solver import MinimalSolver, Solutions
 
 __all__ = ["RigidTransform3D"]
@@ -100,11 +101,7 @@ class RigidTransform3D(MinimalSolver):
 
     def degenerate(self, sample: Tensor) -> Tensor:
         """Three points on a line, or two at one place, in either set."""
-        edges = (sample[..., 1:, :] - sample[..., :1, :]).double().unflatten(-1, (2, 3))  # shape: [..., edge, set, 3]
-        one, other = edges.unbind(-3)
-        area = torch.linalg.cross(one, other).norm(dim=-1)
-        longest = torch.stack([one, other, one - other], -1).norm(dim=-2).amax(-1)
-        return (area <= 1e-5 * longest.square()).any(-1)
+        return on_a_line(sample[..., :3]) | on_a_line(sample[..., 3:])
 
     def __repr__(self) -> str:
         return f"RigidTransform3D(scale={self.scale})"

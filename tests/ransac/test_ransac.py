@@ -263,6 +263,43 @@ def test_layer_copies_and_checkpoints():
     torch.testing.assert_close(plain, again)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # Dynamo's own, where a graph goes on
+@pytest.mark.parametrize("training", [False, True])
+def test_compile_breaks_the_graph_and_changes_nothing(training):
+    layer = line_layer().train(training)
+    points = scenes.lines(2, 60, 40).requires_grad_()
+
+    def loss(x):
+        torch.manual_seed(0)
+        return (layer(x).model * 2).sum()
+
+    torch._dynamo.reset()
+    values = [loss(points), torch.compile(loss, backend="eager")(points)]
+    assert values[0] == values[1]
+    assert torch.equal(*(torch.autograd.grad(value, points)[0] for value in values))
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="difflayers"):
+        torch.compile(lambda x: layer(x).model, backend="eager", fullgraph=True)(points)
+    with pytest.raises(dl.UnsupportedOperationError, match=r"RANSAC.*torch\.export"):
+        torch.export.export(layer, (points.detach(),))
+
+
+def test_checkpointing_draws_the_same_samples_again():
+    layer = line_layer().train()
+    points = scenes.lines(2, 60, 40).requires_grad_()
+    logits = torch.zeros(2, 60, dtype=torch.float64, requires_grad=True)
+
+    def loss(x, of):
+        hypotheses = layer(x, of).hypotheses
+        return (hypotheses.scores * hypotheses.log_prob.unsqueeze(-1)).sum()
+
+    torch.manual_seed(5)
+    plain = torch.autograd.grad(loss(points, logits), (points, logits))
+    torch.manual_seed(5)
+    again = torch.autograd.grad(checkpoint(loss, points, logits, use_reentrant=False), (points, logits))
+    for one, other in zip(plain, again, strict=True):
+        assert torch.equal(one, other)
+
+
 BAD = [
     (lambda layer: layer(torch.zeros(5, 3)), ValueError, r"\[\.\.\., n, 2\]"),
     (lambda layer: layer(torch.zeros(2)), ValueError, "points"),

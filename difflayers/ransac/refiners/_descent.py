@@ -28,8 +28,9 @@ def _losses(vectors: Tensor, loss: Loss, mask: Tensor | None, threshold: Tensor)
 
 def _normal(
     solver: MinimalSolver, loss: Loss, models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The matrix `[B, H, f, f]` and the vector `[B, H, f]` of the normal equations of a step."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The matrix `[B, H, f, f]` and the vector `[B, H, f]` of the normal equations of a step, and the number of
+    equations `[B, H]`."""
     # a step for each point, so that one backward pass a component gives the derivatives at all of them
     apart, each = models.unsqueeze(2), points[:, None, :, None]
     with torch.enable_grad():
@@ -47,7 +48,8 @@ def _normal(
     jacobian = torch.where(good[..., None, None], jacobian, 0)
     weighted = weight[..., None, None] * jacobian
     matrix = weighted.flatten(2, 3).mT @ jacobian.flatten(2, 3)
-    return matrix, (weighted.flatten(2, 3).mT @ vectors.flatten(2).unsqueeze(-1)).squeeze(-1)
+    vector = (weighted.flatten(2, 3).mT @ vectors.flatten(2).unsqueeze(-1)).squeeze(-1)
+    return matrix, vector, (weight > 0).sum(-1) * vectors.shape[-1]
 
 
 @torch.no_grad()
@@ -64,25 +66,36 @@ def descend(
 
     Marquardt's damping, one for each model. O(B H N f^2) time a step and O(B H N f) memory.
     """
-    usable = models.flatten(2).isfinite().all(-1)
+    finite = models.flatten(2).isfinite().all(-1)
+    given, models = models, torch.where(_expand(finite, models), models, 0)  # decompositions raise on NaN
+    before = _losses(_vectors(solver, models, points), loss, mask, threshold)
+    # a model that violates its constraints a little may have a smaller loss than any that does not
+    models = solver.retract(models, models.new_zeros(*models.shape[:2], solver.freedom))
+    usable = finite & models.flatten(2).isfinite().all(-1)
+    if not bool(usable.any()):
+        return given, before
+    models = torch.where(_expand(usable, models), models, models[usable][0])
+    stepped = torch.zeros_like(usable)
     value = _losses(_vectors(solver, models, points), loss, mask, threshold)
     damping = torch.full_like(value, 1e-4)
     for _ in range(steps):
-        matrix, vector = _normal(solver, loss, models, points, mask, threshold)
+        matrix, vector, equations = _normal(solver, loss, models, points, mask, threshold)
         diagonal = matrix.diagonal(dim1=-2, dim2=-1)
         largest = diagonal.amax(-1, keepdim=True)
         # a direction that no point feels must not make the matrix singular
         added = damping.unsqueeze(-1) * torch.maximum(diagonal, 1e-9 * largest) + (largest <= 0)
         step, failed = torch.linalg.solve_ex(matrix + torch.diag_embed(added), -vector)
         expected = -(vector * step).sum(-1)
-        usable = usable & (failed == 0) & (expected > 1e-14 * value) & (damping < 1e8)
+        usable = usable & (equations >= solver.freedom) & (failed == 0) & (expected > 1e-14 * value) & (damping < 1e8)
         if not usable.any():
             break
         step = torch.where(usable.unsqueeze(-1), step, 0)
         moved = solver.retract(models, step)
         after = _losses(_vectors(solver, moved, points), loss, mask, threshold)
         better = usable & (after < value) & moved.flatten(2).isfinite().all(-1)
+        stepped |= better
         models = torch.where(_expand(better, models), moved, models)
         value = torch.where(better, after, value)
         damping = torch.where(better, (damping / 10).clamp(min=1e-9), (damping * 10).clamp(min=1e-6))
-    return models, value
+    improved = stepped & (value < before)
+    return torch.where(_expand(improved, models), models, given), torch.where(improved, value, before)

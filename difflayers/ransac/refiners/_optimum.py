@@ -51,7 +51,7 @@ def differentiable_optimum(
         index = torch.where(present, index, index[:, :1])
     taken = wide[row.unsqueeze(-1), index]  # shape: [V, K, d]
     found, solution, scale, inverse, good = _polished(
-        solver, loss, exact[row, slot], taken.detach(), present, width[row], ratio[row, slot].gather(-1, index)
+        solver, loss, exact[row, slot], taken.detach(), present, width[row]
     )
     if not (_overrides(solver, "residual_vector") or _overrides(solver, "squared_residual")):
         # a bare distance has no derivative where it is 0, and autograd's stand-in, 0, would count for one
@@ -108,7 +108,7 @@ def _derivatives(objective: Callable[[Tensor, Tensor], Tensor], points: Tensor, 
 
 @torch.no_grad()
 def _polished(
-    solver: MinimalSolver, loss: Loss, models: Tensor, points: Tensor, present: Tensor, threshold: Tensor, ratio: Tensor
+    solver: MinimalSolver, loss: Loss, models: Tensor, points: Tensor, present: Tensor, threshold: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Models next to the minimum; the step from there to the minimum `[V, f]`, times the next; the scale of each degree
     of freedom `[V, f]` that makes the Hessian's diagonal 1; the inverse of the Hessian so scaled; and where all that
@@ -117,7 +117,8 @@ def _polished(
     Step and Hessian are of the same model: at another one the directions of steps may be others."""
     zero = models.new_zeros(len(models), solver.freedom)
     identity = torch.eye(solver.freedom, dtype=models.dtype, device=models.device)
-    value = torch.where(present, ratio if loss.bounded else loss.value(ratio), 0).sum(-1)
+    # not that of the models given: rounded to float32 they violate their constraints, and may have a smaller loss
+    value = _objective(solver, loss, models, present, threshold)(zero, points)
     left = POLISHING
     while True:
         objective = _objective(solver, loss, models, present, threshold)
@@ -136,8 +137,8 @@ def _polished(
             return models, step, scale, inverse, defined & (length < CONVERGED)
         moved = solver.retract(models, step * scale)
         after = _objective(solver, loss, moved, present, threshold)(zero, points)
-        # at the minimum a step changes the loss by rounding errors only
-        better = defined & (after <= value * (1 + 1e-12)) & moved.flatten(1).isfinite().all(-1)
+        # at the minimum a step changes the loss by rounding errors only, and those of a loss of almost 0 are not small
+        better = defined & (after <= value * (1 + 1e-12) + CONVERGED**2) & moved.flatten(1).isfinite().all(-1)
         models = torch.where(better[(..., *(None,) * (models.dim() - 1))], moved, models)
         value = torch.where(better, after, value)
         left -= 1
