@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from .. import _checks, protocols
 from ..errors import UnsupportedOperationError
 from ._search import Problems, Settings, hypotheses_of, inliers_of, search
-from .refiners import Refiner, default_refiner
+from .refiners import Refiner
+from .refiners.base import default_refiner
 from .result import Hypotheses, RansacResult, RansacStatus
 from .samplers import GumbelTopK, Sampler
 from .scorers import MSAC, Scorer
