@@ -10,8 +10,9 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from .oracles import OracleResult
+    from .ransac import Solutions
 
-__all__ = ["Estimator", "ExpectationEstimator", "GradientRule", "LinearOracle"]
+__all__ = ["Estimator", "ExpectationEstimator", "GradientRule", "LinearOracle", "MinimalSolver"]
 
 
 @runtime_checkable
@@ -107,4 +108,82 @@ class GradientRule(Protocol):
 
     def __call__(self, oracle: LinearOracle, costs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
         """The oracle's solutions `[..., *cost_shape]`, through which gradients flow to the costs."""
+        ...
+
+
+@runtime_checkable
+class MinimalSolver(Protocol):
+    """A model that `difflayers.ransac.RANSAC` can fit, with everything that it is asked for.
+
+    A subclass of `difflayers.ransac.MinimalSolver` writes four constants and two methods and inherits the rest; an
+    object that inherits nothing has to have all of them. There, each is described.
+
+    Attributes:
+        sample_size: points in a minimal sample.
+        point_size: numbers in a point.
+        model_shape: shape of one model.
+        max_solutions: the most models that a sample can have.
+        worst_condition: of the equations of a model, for a gradient.
+        kernel: the residual's name in the fused kernels, or None.
+        problem: the model's name in the compiled library, or None.
+        freedom: degrees of freedom of the model; 0 where `retract` is not defined.
+
+    Example:
+        >>> import difflayers as dl
+        >>> isinstance(dl.ransac.Line2D(), dl.protocols.MinimalSolver)
+        True
+    """
+
+    sample_size: int
+    point_size: int
+    model_shape: tuple[int, ...]
+    max_solutions: int
+    worst_condition: float
+    kernel: str | None
+    problem: str | None
+    freedom: int
+
+    def solve(self, sample: Tensor) -> Solutions | tuple[Tensor, Tensor]:
+        """Samples `[..., k, d]` -> all their models and which of them are valid."""
+        ...
+
+    def residual(self, models: Tensor, points: Tensor) -> Tensor:
+        """Distances `[..., n]` of points from models."""
+        ...
+
+    def squared_residual(self, models: Tensor, points: Tensor) -> Tensor:
+        """Their squares."""
+        ...
+
+    def residual_vector(self, models: Tensor, points: Tensor) -> Tensor:
+        """Vectors `[..., n, c]` of these lengths."""
+        ...
+
+    def retract(self, models: Tensor, step: Tensor) -> Tensor:
+        """Models moved by steps `[..., freedom]`."""
+        ...
+
+    def fit(self, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The model of least weighted squares, and whether there is one."""
+        ...
+
+    def degenerate(self, sample: Tensor) -> Tensor:
+        """Which samples do not determine a model."""
+        ...
+
+    def plausible(self, models: Tensor, sample: Tensor) -> Tensor:
+        """Which models a scene can have."""
+        ...
+
+    def repair(
+        self,
+        models: Tensor,
+        sample: Tensor,
+        points: Tensor,
+        mask: Tensor | None,
+        threshold: Tensor,
+        *,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Better models in place of those that their samples determine badly."""
         ...

@@ -1,6 +1,6 @@
 """Fitting models to points of which many are wrong: generalized differentiable RANSAC."""
 
-from . import degeneracy, residuals
+from . import degeneracy, manifolds, residuals
 from .absolute_pose import AbsolutePose
 from .circle import Circle2D
 from .essential import EssentialMatrix
@@ -65,6 +65,7 @@ __all__ = [
     "expected_loss",
     "fundamental_from_essential",
     "inlier_cross_entropy",
+    "manifolds",
     "pose_error",
     "recover_pose",
     "residual_loss",

@@ -20,6 +20,9 @@ class Circle2D(MinimalSolver):
     The model is `(c1, c2, r)`, r > 0. The residual is the distance from the circle. `fit` minimises the sum of its
     weighted squares, by Gauss and Newton's method from the algebraic solution; its gradient is that of the minimum.
 
+    Cost, transforms:
+        O(1) a sample; up to 30 passes over the points a fit. backward; a fit is not traced by torch.func.
+
     Example:
         >>> import torch, difflayers as dl
         >>> points = torch.tensor([[3.0, 0.0], [1.0, 2.0], [-1.0, 0.0], [1.0, -2.0]])

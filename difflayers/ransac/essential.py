@@ -18,14 +18,13 @@ __all__ = ["EssentialMatrix"]
 
 
 class EssentialMatrix(EpipolarSolver):
-    r"""$x_2^\top E x_1 = 0$, $E = [t]_\times R$, for point pairs `(x1, y1, x2, y2)` in normalised coordinates
-    ($K^{-1} x$); minimal sample 5, up to 10 solutions.
+    r"""$x_2^\top E x_1 = 0$, $E = [t]_\times R$, for calibrated pairs `(x1, y1, x2, y2)`; minimal sample 5.
 
-    The model is `[3, 3]` with singular values $1/\sqrt2, 1/\sqrt2, 0$ (unit Frobenius norm), its sign free;
-    `decompose_essential` and `recover_pose` make the pose of it. `fit` is the weighted 8-point algorithm with the
-    nearest essential matrix. A sample is degenerate when two pairs share a point of an image
-    or four pairs are on a line in both; a model is plausible when one of its four poses has the whole sample in front
-    of both cameras.
+    The points are in normalised coordinates, $K^{-1}$ times pixels; a sample has up to 10 solutions. The model is
+    `[3, 3]` with singular values $1/\sqrt2, 1/\sqrt2, 0$ (unit Frobenius norm), its sign free; `decompose_essential`
+    and `recover_pose` make the pose of it. `fit` is the weighted 8-point algorithm with the nearest essential matrix. A
+    sample is degenerate when two pairs share a point of an image or four pairs are on a line in both; a model is
+    plausible when one of its four poses has the whole sample in front of both cameras.
 
     Args:
         residual: "sampson" or "symmetric_epipolar", the functions of `difflayers.ransac.residuals`.

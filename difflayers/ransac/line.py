@@ -16,6 +16,16 @@ class Line2D(MinimalSolver):
 
     The model is `(a, b, c)`; $(a, b, c)$ and $(-a, -b, -c)$ are the same line. The residual is the distance from
     the line.
+
+    Cost, transforms:
+        O(1) a sample, O(n) a fit; backward, double backward, torch.func.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> points = torch.tensor([[0.0, 1.0], [1.0, 3.0], [2.0, 5.0]])
+        >>> (a, b, c), _ = dl.ransac.Line2D().fit(points, torch.ones(3))
+        >>> round(float(-a / b), 4), round(float(-c / b), 4)  # y = 2 x + 1
+        (2.0, 1.0)
     """
 
     sample_size, point_size, model_shape = 2, 2, (3,)

@@ -29,9 +29,22 @@ def cross_matrix(w: Tensor) -> Tensor:
 
 
 def rotation(w: Tensor) -> Tensor:
-    r"""Cayley's map, `[..., 3]` -> `[..., 3, 3]`: the rotation about w by $2 \arctan(|w| / 2)$.
+    r"""Cayley's map: the rotation about w by $2 \arctan(|w| / 2)$.
 
     Rational, so that its derivatives at 0 need no care, unlike the exponential's.
+
+    Args:
+        w: `[..., 3]`.
+
+    Returns:
+        `[..., 3, 3]`.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> dl.ransac.manifolds.rotation(torch.tensor([0.0, 0.0, 2.0])) + 0.0  # a quarter turn about z
+        tensor([[ 0., -1.,  0.],
+                [ 1.,  0.,  0.],
+                [ 0.,  0.,  1.]])
     """
     half = cross_matrix(w / 2)
     factor = 2 / (1 + w.square().sum(-1) / 4)
@@ -58,20 +71,63 @@ def turned(direction: Tensor, step: Tensor) -> Tensor:
 
 
 def retract_homogeneous(models: Tensor, step: Tensor) -> Tensor:
-    """Tensors `[..., *shape]` whose scale is free, `shape` of two dimensions, and steps `[..., numel - 1]`; their
-    norm is kept."""
+    """Moves matrices whose scale is free; their norm is kept.
+
+    Args:
+        models: `[..., p, q]`, not zero.
+        step: `[..., p q - 1]`, along directions across the model.
+
+    Returns:
+        `[..., p, q]`.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> moved = dl.ransac.manifolds.retract_homogeneous(torch.eye(3), torch.full((8,), 0.1))
+        >>> moved.square().sum().round(decimals=4)
+        tensor(3.)
+    """
     flat = models.flatten(-2)
     length = flat.norm(dim=-1, keepdim=True)
     return (turned(flat / length, step) * length).unflatten(-1, models.shape[-2:])
 
 
 def retract_hyperplane(models: Tensor, step: Tensor) -> Tensor:
-    """Unit normals and offsets `[..., p + 1]`, steps `[..., p]`: the normal turns, the offset changes by the last."""
+    """Moves hyperplanes: the unit normal turns, the offset changes.
+
+    Args:
+        models: unit normals and offsets, `[..., p + 1]`.
+        step: `[..., p]`, the last that of the offset.
+
+    Returns:
+        `[..., p + 1]`.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> line = dl.ransac.manifolds.retract_hyperplane(torch.tensor([0.0, 1.0, 5.0]), torch.tensor([0.0, 0.5]))
+        >>> line
+        tensor([0.0000, 1.0000, 5.5000])
+    """
     return torch.cat([turned(models[..., :-1], step[..., :-1]), models[..., -1:] + step[..., -1:]], -1)
 
 
 def retract_motion(models: Tensor, step: Tensor) -> Tensor:
-    r"""`[..., 3, 4]` = [sR | t] and steps `[..., 6]` (rotation, translation) or `[..., 7]` (and the logarithm of s)."""
+    r"""Moves motions $[sR \mid t]$: R turns by Cayley's map, t changes, s is multiplied.
+
+    Args:
+        models: `[..., 3, 4]`.
+        step: `[..., 6]` (rotation, translation), or `[..., 7]` (and the logarithm of s).
+
+    Returns:
+        `[..., 3, 4]`.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> step = torch.tensor([0.0, 0.0, 0.0, 1.0, 2.0, 3.0])
+        >>> dl.ransac.manifolds.retract_motion(torch.eye(3, 4), step)
+        tensor([[1., 0., 0., 1.],
+                [0., 1., 0., 2.],
+                [0., 0., 1., 3.]])
+    """
     linear = rotation(step[..., :3]) @ models[..., :3]
     if step.shape[-1] == 7:
         linear = linear * step[..., 6, None, None].exp()
@@ -79,10 +135,24 @@ def retract_motion(models: Tensor, step: Tensor) -> Tensor:
 
 
 def retract_essential(models: Tensor, step: Tensor) -> Tensor:
-    r"""Essential matrices `[..., 3, 3]` of any norm, which is kept, and steps `[..., 5]` of R (3) and t (2).
+    r"""Moves essential matrices: R and the direction of t turn; the norm is kept.
 
     $E = [t]_\times R$; of the two rotations of an E either will do. With $E = u_1 v_1^\top + u_2 v_2^\top$,
     $[u_3]_\times = u_2 u_1^\top - u_1 u_2^\top$ and $R = u_1 v_2^\top - u_2 v_1^\top + u_3 v_3^\top$.
+
+    Args:
+        models: `[..., 3, 3]`, of any norm.
+        step: `[..., 5]`, of R (3) and t (2).
+
+    Returns:
+        `[..., 3, 3]`.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> sideways = dl.ransac.essential_from_pose(torch.eye(3), torch.tensor([1.0, 0.0, 0.0]))
+        >>> moved = dl.ransac.manifolds.retract_essential(sideways, torch.full((5,), 0.1))
+        >>> torch.linalg.svdvals(moved).round(decimals=4)
+        tensor([0.7071, 0.7071, 0.0000])
     """
     constant = models.detach()
     left, _, right = torch.linalg.svd(constant)
@@ -96,12 +166,26 @@ def retract_essential(models: Tensor, step: Tensor) -> Tensor:
 
 
 def retract_fundamental(models: Tensor, step: Tensor) -> Tensor:
-    r"""Matrices of rank 2 `[..., 3, 3]` of any norm, which is kept, and steps `[..., 7]`.
+    r"""Moves matrices of rank 2, whose norm is kept.
 
     $F \propto U \operatorname{diag}(1, s, 0) V^\top$: U and V are turned, s changes by the last.
 
+    Args:
+        models: `[..., 3, 3]` of rank 2, of any norm.
+        step: `[..., 7]`.
+
+    Returns:
+        `[..., 3, 3]` of rank 2.
+
     References:
         Bartoli, Sturm, "Nonlinear Estimation of the Fundamental Matrix with Minimal Parameters", PAMI 2004.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> flat = torch.diag(torch.tensor([2.0, 1.0, 0.0], dtype=torch.float64))
+        >>> moved = dl.ransac.manifolds.retract_fundamental(flat, torch.full((7,), 0.1, dtype=torch.float64))
+        >>> bool(torch.linalg.svdvals(moved)[2] < 1e-12), round(float(moved.norm() ** 2), 6)
+        (True, 5.0)
     """
     constant = models.detach()
     rows, columns = _balance(constant)

@@ -19,9 +19,9 @@ class Plane3D(MinimalSolver):
     The model is `(n1, n2, n3, d)`; the same with all signs changed is the same plane. The residual is the distance
     from the plane.
 
-    Cost:
-        `fit` takes an eigendecomposition of a 3 x 3 matrix; its gradient needs none and is finite where the plane is
-        unique.
+    Cost, transforms:
+        O(1) a sample; a fit takes an eigendecomposition of a 3 x 3 matrix, whose gradient needs none and is finite
+        where the plane is unique. backward, double backward of samples.
 
     Example:
         >>> import torch, difflayers as dl

@@ -7,15 +7,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .. import _checks
+from .. import _checks, protocols
 from ..errors import UnsupportedOperationError
 from ._search import Problems, Settings, hypotheses_of, inliers_of, search
-from .refiners import Refiner, default_refiner
+from .refiners import Refiner
+from .refiners.base import default_refiner
 from .result import Hypotheses, RansacResult, RansacStatus
 from .samplers import GumbelTopK, Sampler
 from .scorers import MSAC, Scorer
 from .scoring import scores
-from .solver import MinimalSolver
+from .solver import checked_solver
 
 __all__ = ["RANSAC"]
 
@@ -88,7 +89,7 @@ class RANSAC(nn.Module):
 
     def __init__(
         self,
-        model: MinimalSolver,
+        model: protocols.MinimalSolver,
         *,
         threshold: float | Tensor,
         sampler: Sampler | None = None,
@@ -104,15 +105,13 @@ class RANSAC(nn.Module):
     ) -> None:
         super().__init__()
         name = "difflayers.ransac.RANSAC"
-        for label, value, kind in (
-            ("model", model, MinimalSolver), ("sampler", sampler, Sampler), ("scorer", scorer, Scorer),
-        ):  # fmt: skip
-            if not isinstance(value, kind) and (value is not None or label == "model"):
+        self.model = checked_solver(name, "model", model)
+        for label, value, kind in (("sampler", sampler, Sampler), ("scorer", scorer, Scorer)):
+            if not isinstance(value, kind) and value is not None:
                 raise TypeError(
                     f"{name}: argument '{label}' must be a difflayers.ransac.{kind.__name__}, "
                     f"got {value.__name__ if isinstance(value, type) else type(value).__name__}; pass an instance"
                 )
-        self.model = model
         if isinstance(threshold, Tensor):
             value = _checks.positive_tensor(name, "threshold", threshold)
             if isinstance(value, nn.Parameter):
@@ -123,8 +122,8 @@ class RANSAC(nn.Module):
             self.threshold = _checks.number(name, "threshold", threshold, above=0)
         self.sampler = GumbelTopK() if sampler is None else sampler
         self.scorer = MSAC() if scorer is None else scorer
-        self.refiner = default_refiner(model, name, "refiner", refiner)
-        self.local = default_refiner(model, name, "local", local)
+        self.refiner = default_refiner(self.model, name, "refiner", refiner)
+        self.local = default_refiner(self.model, name, "local", local)
         self.confidence = _checks.number(name, "confidence", confidence, above=0, below=1)
         self.max_iterations = _checks.integer(name, "max_iterations", max_iterations, minimum=1)
         self.hypotheses = _checks.integer(name, "hypotheses", hypotheses, minimum=1)

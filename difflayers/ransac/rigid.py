@@ -28,8 +28,8 @@ class RigidTransform3D(MinimalSolver):
     Raises:
         TypeError: a scale that is no bool.
 
-    Cost:
-        A 3 x 3 singular value decomposition a model; O(n) memory.
+    Cost, transforms:
+        A 3 x 3 singular value decomposition a model; O(n) memory. backward.
 
     References:
         Kabsch, "A solution for the best rotation to relate two sets of vectors", Acta Crystallographica A 1976;

@@ -46,6 +46,9 @@ class Selection(ABC):
 class Mean(Selection):
     r"""All valid hypotheses alike: $w = 1 / \text{number of valid}$. The loss is that of a random hypothesis.
 
+    Cost, transforms:
+        O(H S); no gradient by the scores.
+
     Example:
         >>> import torch, difflayers as dl
         >>> scores, valid = torch.tensor([[3.0], [1.0], [2.0]]), torch.tensor([[True], [False], [True]])
@@ -68,6 +71,12 @@ class Softmax(Selection):
 
     Args:
         temperature: in units of the score, which is about the number of inliers; large: `Mean`, small: `Best`.
+
+    Raises:
+        TypeError, ValueError: a temperature that is not a positive number.
+
+    Cost, transforms:
+        O(H S); backward by the scores.
 
     References:
         Brachmann, Krull, Nowozin, Shotton, Michel, Gumhold, Rother, "DSAC - Differentiable RANSAC for Camera
@@ -112,6 +121,9 @@ class Softmax(Selection):
 
 class Best(Selection):
     """The hypothesis with the largest score alone (of equal ones the first), as RANSAC does. No gradient by scores.
+
+    Cost, transforms:
+        O(H S); no gradient by the scores.
 
     Example:
         >>> import torch, difflayers as dl

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .. import protocols
 from ..errors import UnsupportedOperationError
 
 __all__ = ["MinimalSolver", "Solutions"]
@@ -149,3 +150,26 @@ class MinimalSolver(ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}()"
+
+
+CONSTANTS = ("sample_size", "point_size", "model_shape")
+
+
+def checked_solver(function: str, name: str, value: object) -> MinimalSolver:
+    """A solver, unchanged: of a class derived from `MinimalSolver`, or of one that has everything it has."""
+    if isinstance(value, MinimalSolver):
+        missing = [constant for constant in CONSTANTS if not hasattr(value, constant)]
+        if missing:
+            raise TypeError(
+                f"{function}: argument '{name}' must have the constants {', '.join(CONSTANTS)}, got a "
+                f"{type(value).__name__} without {', '.join(missing)}; set them in its class"
+            )
+        return value
+    if isinstance(value, type) or not isinstance(value, protocols.MinimalSolver):
+        got = value.__name__ if isinstance(value, type) else type(value).__name__
+        raise TypeError(
+            f"{function}: argument '{name}' must be a difflayers.ransac.MinimalSolver, got {got}; pass an instance of "
+            f"a class derived from it"
+        )
+    whole: Any = value  # what a solver is asked for is all there
+    return whole

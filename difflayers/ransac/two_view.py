@@ -38,6 +38,9 @@ def essential_from_pose(rotation: Tensor, translation: Tensor) -> Tensor:
     Returns:
         `[..., 3, 3]`; 0 for t = 0, which has no epipolar geometry.
 
+    Raises:
+        TypeError, ValueError: the arguments are not floating-point tensors of these shapes.
+
     Cost, transforms:
         O(1) a pose; every transform of PyTorch, no NaN in the gradient.
 
@@ -66,6 +69,9 @@ def fundamental_from_essential(essential: Tensor, first: Tensor, second: Tensor)
     Returns:
         `[..., 3, 3]`.
 
+    Raises:
+        TypeError, ValueError: the arguments are not floating-point tensors of these shapes.
+
     Cost, transforms:
         O(1) a matrix; every transform of PyTorch.
 
@@ -84,10 +90,10 @@ def fundamental_from_essential(essential: Tensor, first: Tensor, second: Tensor)
 
 
 def decompose_essential(essential: Tensor) -> tuple[Tensor, Tensor]:
-    r"""The four poses of an essential matrix: (R, t), (R, -t), (R', t), (R', -t), with R' = R turned by half a turn
-    about t.
+    r"""The four poses of an essential matrix: (R, t), (R, -t), (R', t), (R', -t).
 
-    With E scaled to singular values (1, 1, 0): $R, R' = \operatorname{cof}(E) \mp [t]_\times E$. The first pose gives E
+    R' is R turned by half a turn about t. With E scaled to singular values (1, 1, 0):
+    $R, R' = \operatorname{cof}(E) \mp [t]_\times E$. The first pose gives E
     back with its sign. A matrix that is not essential is first replaced by the nearest one that is.
 
     Args:
@@ -95,6 +101,9 @@ def decompose_essential(essential: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         Rotations `[..., 4, 3, 3]` and unit translations `[..., 4, 3]`; NaN where the input is not finite.
+
+    Raises:
+        TypeError, ValueError: the arguments are not floating-point tensors of these shapes.
 
     Cost, transforms:
         One singular value decomposition of 3 x 3 a matrix; backward only, exact, and finite although two singular
@@ -130,6 +139,9 @@ def recover_pose(essential: Tensor, points: Tensor, mask: Tensor | None = None) 
     Returns:
         `Pose(rotation, translation, in_front)` with x2 ~ R x1 + t and |t| = 1, differentiable by the essential matrix;
         the choice among the four is not differentiated. NaN where the matrix is not finite.
+
+    Raises:
+        TypeError, ValueError: the arguments are not floating-point tensors of these shapes.
 
     Cost, transforms:
         O(n) a matrix; backward only.

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ... import _checks
-from ..solver import MinimalSolver
+from ... import _checks, protocols
+from ..solver import checked_solver
 from ._points import aligned, bounded_mean
 
 __all__ = ["residual_loss"]
 
 
 def residual_loss(
-    solver: MinimalSolver, models: Tensor, points: Tensor, inliers: Tensor | None = None, *, limit: float
+    solver: protocols.MinimalSolver, models: Tensor, points: Tensor, inliers: Tensor | None = None, *, limit: float
 ) -> Tensor:
     r"""How far true inliers are from each model, for any kind of model.
 
@@ -46,10 +46,7 @@ def residual_loss(
         tensor([0.1250, 1.0000])
     """
     function = "difflayers.ransac.residual_loss"
-    if not isinstance(solver, MinimalSolver):
-        raise TypeError(
-            f"{function}: argument 'solver' must be a difflayers.ransac.MinimalSolver, got {type(solver).__name__}"
-        )
+    solver = checked_solver(function, "solver", solver)
     limit = _checks.number(function, "limit", limit, above=0)
     models, points = _checks.tensor(function, "models", models), _checks.tensor(function, "points", points)
     shape = tuple(solver.model_shape)

@@ -28,6 +28,9 @@ class GaussianUniform(Scorer, nn.Module):
     Raises:
         TypeError, ValueError: a number out of its range, sigma not a scalar.
 
+    Cost, transforms:
+        O(1) a residual, in the fused kernel on the CPU; backward, by models, points, threshold and sigma.
+
     References:
         Shekhovtsov, "Scores of robust estimators", 2025, arXiv 2512.19850 (the equivalence to MAGSAC++).
         Torr, Zisserman, "MLESAC", Computer Vision and Image Understanding 78, 2000 (the mixture).

@@ -24,8 +24,8 @@ class Learned(Scorer, nn.Module):
         TypeError: module is not an nn.Module.
         ValueError: limit is not above 1; or, when called, the module's scores have another shape.
 
-    Cost:
-        The module's, on chunks of hypotheses that are computed again in the backward pass.
+    Cost, transforms:
+        The module's, on chunks of hypotheses that are computed again in the backward pass; backward.
 
     Example:
         >>> import torch, difflayers as dl
