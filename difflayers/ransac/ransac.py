@@ -46,7 +46,10 @@ class RANSAC(nn.Module):
         hypotheses: samples drawn in training.
         candidates: how many models of each round are optimised locally.
         min_inliers: a model with fewer is not returned; default one more than a minimal sample, if there are so many
-            points.
+            points. The default rejects what agrees with nothing, not what agrees by chance: the best of thousands of
+            models has some inliers among random points, too (of 60, at a threshold of a hundredth to a thousandth of
+            their range, 6 a line, 8 an essential, 10 a fundamental matrix). Where problems without a model occur, set
+            it above what random points of your own number, range and threshold reach.
         keep_hypotheses: whether the result has all hypotheses; default in training only. Those of a search take
             O(max_iterations) memory and have no gradient.
 
