@@ -56,7 +56,8 @@ class RANSAC(nn.Module):
     Returns:
         Of a call with points `[..., n, d]`, and optionally logits or probabilities `[..., n]` (how much each point is
         to be drawn; -inf or 0: never), mask `[..., n]` (True = present) and generator: `RansacResult`. Points that are
-        not finite count as absent.
+        not finite count as absent. The same seed gives the same result for the same batch; what is drawn for a problem
+        depends on the others in it.
 
     Raises:
         TypeError: points, logits or probabilities are not floating-point tensors, mask is not bool, model is not a
