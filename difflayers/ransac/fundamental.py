@@ -18,7 +18,9 @@ class FundamentalMatrix(EpipolarSolver):
     The model is `[3, 3]` of rank 2 and unit Frobenius norm, its sign free. `fit` is the weighted 8-point algorithm on
     normalised points with the nearest matrix of rank 2. A sample is degenerate when two pairs share a point of an
     image, or six of its seven points are on a line in either image; a model is plausible when it puts the whole sample
-    on the same side of the epipoles (oriented epipolar constraint).
+    on the same side of the epipoles (oriented epipolar constraint). Where most pairs are on a plane, the search takes
+    pairs off it into account (`repair`); where all are, noise alone decides between the many models that fit them:
+    compare with `Homography`, whose inliers are then as many.
 
     Args:
         residual: "sampson" or "symmetric_epipolar", the functions of `difflayers.ransac.residuals`.

@@ -47,14 +47,18 @@ class RANSAC(nn.Module):
         hypotheses: samples drawn in training.
         candidates: how many models of each round are optimised locally.
         min_inliers: a model with fewer is not returned; default one more than a minimal sample, if there are so many
-            points.
+            points. The default rejects what agrees with nothing, not what agrees by chance: the best of thousands of
+            models has some inliers among random points, too (of 60, at a threshold of a hundredth to a thousandth of
+            their range, 6 a line, 8 an essential, 10 a fundamental matrix). Where problems without a model occur, set
+            it above what random points of your own number, range and threshold reach.
         keep_hypotheses: whether the result has all hypotheses; default in training only. Those of a search take
             O(max_iterations) memory and have no gradient.
 
     Returns:
         Of a call with points `[..., n, d]`, and optionally logits or probabilities `[..., n]` (how much each point is
         to be drawn; -inf or 0: never), mask `[..., n]` (True = present) and generator: `RansacResult`. Points that are
-        not finite count as absent.
+        not finite count as absent. The same seed gives the same result for the same batch; what is drawn for a problem
+        depends on the others in it.
 
     Raises:
         TypeError: points, logits or probabilities are not floating-point tensors, mask is not bool, model is not a

@@ -81,7 +81,7 @@ def problems(name):
     size = solver.sample_size
     absent = torch.full_like(good, torch.nan)
     along = good[:1] + (good[1:2] - good[:1]) * uniform(N, 1, seed=3)
-    halves = [side for side in good.split(good.shape[-1] // 2, -1)] if good.shape[-1] in (4, 6) else None
+    halves = list(good.split(good.shape[-1] // 2, -1)) if good.shape[-1] in (4, 6) else None
     some = good.clone()
     some[::5], some[1::5, 0] = torch.nan, torch.inf
     far = good.clone()
