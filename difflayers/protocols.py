@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from .oracles import OracleResult
     from .ransac import Solutions
 
 __all__ = ["Estimator", "ExpectationEstimator", "GradientRule", "LinearOracle", "MinimalSolver"]
@@ -66,54 +67,47 @@ class ExpectationEstimator(Protocol):
 
 @runtime_checkable
 class LinearOracle(Protocol):
-    """A solver that minimises a linear cost over a feasible set.
+    """The solution of least linear cost in a feasible set, for batches of costs; everything minimises.
 
-    Every oracle of `difflayers.oracles` is one; rules, layers and losses take any other. Subclasses of
-    `difflayers.oracles.Oracle` get batches, statuses, workers and the rest from it.
+    `difflayers.oracles.Oracle` has all of it but the solver, and workers, deadlines, failures and a memory besides.
 
     Attributes:
-        cost_shape: the shape of the costs, and of the solution, of one row.
-        cost_domain: "any" or "nonnegative"; rules project the costs that they invent onto it.
+        cost_shape: of the costs and the solution of one row.
+        cost_domain: "any", or "nonnegative" where negative costs are refused; rules keep to it.
 
     Example:
         >>> import difflayers as dl
-        >>> isinstance(dl.oracles.TopK(5, 2), dl.protocols.LinearOracle)
+        >>> isinstance(dl.oracles.TopK(3, 1), dl.protocols.LinearOracle)
         True
     """
 
     @property
-    def cost_shape(self) -> tuple[int, ...]:
-        """Of one row."""
-        ...
+    def cost_shape(self) -> tuple[int, ...]: ...
 
     @property
-    def cost_domain(self) -> str:
-        """Which costs may be asked for."""
-        ...
+    def cost_domain(self) -> str: ...
 
     def solve(self, costs: Tensor) -> Tensor:
-        """The solutions `[..., *cost_shape]` that minimise costs `[..., *cost_shape]`."""
+        """The solutions `[..., *cost_shape]` of costs of that shape, without a gradient."""
         ...
 
-    def solve_batch(self, costs: Tensor) -> Any:
-        """The same with objective, status and bound of every row: a `difflayers.oracles.OracleResult`."""
+    def solve_batch(self, costs: Tensor) -> OracleResult:
+        """Solutions with objective, status and bound of every row."""
         ...
 
 
 @runtime_checkable
 class GradientRule(Protocol):
-    """What stands in for the derivative of a solver: the second argument of `difflayers.SolverLayer`.
-
-    All of `difflayers.rules` are such objects. As `isinstance` sees no signatures, every callable is one to it.
+    """How gradients pass through a solver; the rules of `difflayers.rules` are such objects.
 
     Example:
         >>> import difflayers as dl
-        >>> isinstance(dl.rules.Identity(), dl.protocols.GradientRule)
+        >>> isinstance(dl.Blackbox(1.0), dl.protocols.GradientRule)
         True
     """
 
-    def __call__(self, oracle: Any, costs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
-        """The solutions `[..., *cost_shape]` of a `LinearOracle`, through which gradients flow to the costs."""
+    def __call__(self, oracle: LinearOracle, costs: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
+        """The oracle's solutions `[..., *cost_shape]`, through which gradients flow to the costs."""
         ...
 
 

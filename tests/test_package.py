@@ -80,7 +80,7 @@ CHOOSING += [dl.diagnostics.compare]
 
 
 # bases, results and errors describe their attributes instead
-NO_SECTIONS = {"Oracle", "OracleResult", "Status", "Rule", "solve_invented"}
+NO_SECTIONS = {"Oracle", "OracleResult", "PerThread", "Row", "Status", "Rule", "solve_invented"}
 NO_SECTIONS |= {"ObjectiveError", "PriorRecord", "SurCoRecord", "SurCoResult"}
 OPTIMISING = [
     getattr(where, name)
