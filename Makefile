@@ -27,6 +27,7 @@ test: $(VENV)/installed
 bench: $(VENV)/peers
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_sorting.py --out docs/benchmarks.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_choosing.py --out docs/benchmarks-choosing.md $(ARGS)
+	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_fitting.py --out docs/benchmarks-fitting.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_oracles.py
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_solvers.py
 
@@ -57,6 +58,7 @@ $(VENV)/installed: $(VENV)/torch pyproject.toml $(SOURCES)
 $(VENV)/peers: $(VENV)/installed
 	$(PIP) setuptools wheel
 	PATH="$(CURDIR)/$(BIN):/usr/bin:/bin" $(PIP) --no-build-isolation --no-deps --target $(VENV)/peers diffsort difftopk torchsort reinmax
+	$(PIP) --no-deps --target $(VENV)/peers kornia kornia_rs poselib opencv-python-headless || echo "peers: those of fitting are left out"
 	touch $@
 
 $(VENV)/docs: $(VENV)/installed
