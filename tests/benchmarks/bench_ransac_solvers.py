@@ -191,8 +191,8 @@ def verdicts(lines: list[str]) -> str:
     said = []
     if "kornia" in cells:
         times = float(cells["kornia"][6])
-        said.append(f"5 points, forward + backward, {times:.1f} times as fast as kornia: bar "
-                    f"{'reached' if times >= 1 else '**missed**'}, aim {'reached' if times >= 5 else 'missed'}.")  # fmt: skip
+        bar, aim = ("reached" if times >= limit else "**missed**" for limit in (1, 5))
+        said.append(f"5 points, forward + backward, {times:.1f} times as fast as kornia: bar {bar}, aim {aim}.")
     if "PoseLib" in cells:
         times = 1 / float(cells["PoseLib"][4])
         said.append(f"Forward {times:.2f} times PoseLib's time: {'reached' if times <= 3 else '**missed**'}.")
