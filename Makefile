@@ -28,6 +28,7 @@ bench: $(VENV)/peers
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_sorting.py --out docs/benchmarks.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_choosing.py --out docs/benchmarks-choosing.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_optimising.py --out docs/benchmarks-optimising.md $(ARGS)
+	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_fitting.py --out docs/benchmarks-fitting.md $(ARGS)
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
@@ -58,6 +59,7 @@ $(VENV)/peers: $(VENV)/installed
 	$(PIP) setuptools wheel
 	PATH="$(CURDIR)/$(BIN):/usr/bin:/bin" $(PIP) --no-build-isolation --no-deps --target $(VENV)/peers diffsort difftopk torchsort reinmax
 	$(PIP) --no-deps --target $(VENV)/peers pyepo pathos dill multiprocess pox ppft || echo "peers: PyEPO is left out"
+	$(PIP) --no-deps --target $(VENV)/peers kornia kornia_rs poselib opencv-python-headless || echo "peers: those of fitting are left out"
 	touch $@
 
 $(VENV)/docs: $(VENV)/installed

@@ -175,6 +175,10 @@ class MinimalSolver(Protocol):
         """Which models a scene can have."""
         ...
 
+    def possible(self, models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor) -> Tensor:
+        """Which points the models' cameras could have seen."""
+        ...
+
     def repair(
         self,
         models: Tensor,

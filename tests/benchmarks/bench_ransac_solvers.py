@@ -184,6 +184,21 @@ def rows(name: str, problem: Problem, rounds: int) -> list[str]:
     return lines
 
 
+def verdicts(lines: list[str]) -> str:
+    """Whether the 5-point solver reaches its bars, from its lines of the table."""
+    cells = {row[2]: row for row in ([c.strip() for c in line.split("|")] for line in lines) if row[1:2] == [
+        "essential matrix, 5 points"]}  # fmt: skip
+    said = []
+    if "kornia" in cells:
+        times = float(cells["kornia"][6])
+        bar, aim = ("reached" if times >= limit else "**missed**" for limit in (1, 5))
+        said.append(f"5 points, forward + backward, {times:.1f} times as fast as kornia: bar {bar}, aim {aim}.")
+    if "PoseLib" in cells:
+        times = 1 / float(cells["PoseLib"][4])
+        said.append(f"Forward {times:.2f} times PoseLib's time: {'reached' if times <= 3 else '**missed**'}.")
+    return " ".join(said)
+
+
 def main() -> None:
     """Prints or writes the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -198,12 +213,13 @@ def main() -> None:
         except PackageNotFoundError:
             print(f"{peer} is not installed", file=sys.stderr)
     lines = [
-        *machine(), *peers, "",
+        *(f"- {line}" for line in [*machine(), *peers]), "",
         "| problem | by | forward us/sample | ratio | forward + backward us/sample | ratio | solved |",
         "|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for name, make in PROBLEMS.items():
         lines += rows(name, make(), 3 if arguments.quick else 20)
+    lines += ["", verdicts(lines)]
     text = "\n".join(lines) + "\n"
     if arguments.out:
         arguments.out.write_text(text)

@@ -27,10 +27,7 @@ def estimate(solver, rows, threshold, seed=0, **settings):
 
 def angle(a, b):
     """Between rotations `[3, 3]`, or directions `[3]`, in degrees."""
-    if a.ndim == 2:
-        cosine = (np.trace(a.T @ b) - 1) / 2
-    else:
-        cosine = a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+    cosine = (np.trace(a.T @ b) - 1) / 2 if a.ndim == 2 else a @ b / np.linalg.norm(a) / np.linalg.norm(b)
     return np.rad2deg(np.arccos(np.clip(cosine, -1, 1)))
 
 
