@@ -58,7 +58,7 @@ def test_quick_lines(tmp_path: Path) -> None:
 
 
 def test_quick_learned(tmp_path: Path) -> None:
-    short = ["--warm", "2", "--steps", "2", "--every", "20", "--matches", "100", "--seeds", "2"]
+    short = ["--warm", "2", "--steps", "2", "--every", "60", "--matches", "100", "--seeds", "2"]
     result = run("learned_ransac", "--quick", *short, "--peers", "--out", tmp_path / "new" / "folder")
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "new" / "folder" / "learned_ransac.png").read_bytes()[:4] == b"\x89PNG"
@@ -81,16 +81,17 @@ def test_quick_learned_on_real_pairs(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [False, pytest.param(True, marks=real_data)])
 def test_quick_scans(data: bool, tmp_path: Path) -> None:
-    result = run("register_scans", "--quick", "--runs", "1", "--out", tmp_path, *(["--data", DATA] if data else []))
+    short = ["--quick", "--runs", "1", "--inliers", "0.3"]
+    result = run("register_scans", *short, "--out", tmp_path, *(["--data", DATA] if data else []))
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "register_scans.png").read_bytes()[:4] == b"\x89PNG"
     rows = [line for line in result.stdout.splitlines() if line.startswith(("RANSAC  ", "least squares"))]
     assert len(rows) == (6 if data else 4)
-    # both kinds of made problems: least squares fails, RANSAC does not
+    # both kinds of made problems: wrong matches turn the motion of least squares, and not that of RANSAC
     for baseline, row in zip(rows[-4::2], rows[-3::2], strict=True):
-        assert baseline.split()[-1] == "0/1"
+        degrees = [float(line[28:].split()[0]) for line in (baseline, row)]
         assert row.split()[-1] == "1/1"
-        assert float(row.split()[1]) < 0.5
+        assert degrees[1] < 0.5 < 2 < degrees[0]
 
 
 def test_scorer_starts_from_the_ratios_and_knows_no_order(learned: ModuleType) -> None:
@@ -129,8 +130,8 @@ def test_synthetic_pairs(pairs: ModuleType) -> None:
 
 def test_learning_draws_better_samples(learned: ModuleType, pairs: ModuleType) -> None:
     """A few steps through RANSAC on few scenes: more samples of inliers only, on others."""
-    options = learned.parse(["--warm", "1", "--batch", "4", "--steps", "40", "--matches", "200", "--lr", "0.005"])
-    training, held_out = pairs.synthetic_pairs(40, 300, 1), pairs.synthetic_pairs(20, 300, 2)
+    options = learned.parse(["--warm", "1", "--batch", "4", "--steps", "30", "--matches", "150", "--lr", "0.005"])
+    training, held_out = pairs.synthetic_pairs(40, 300, 1), pairs.synthetic_pairs(12, 300, 2)
     _, scorer, _ = learned.learn(training, options, 0)
     with torch.no_grad():
         before = learned.judge(held_out, -options.prior * held_out.ratios, options, 0)
