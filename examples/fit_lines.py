@@ -175,7 +175,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--threshold", type=float, default=0.01, help="distance of inliers")
     add("--samples", type=int, default=32, help="budget of samples for each line")
     add("--hypotheses", type=int, default=128, help="samples in a training step, for each line")
-    add("--steps", type=int, default=150, help="training steps")
+    add("--steps", type=int, default=250, help="training steps")
     add("--lr", type=float, default=0.1, help="learning rate of Adam")
     add("--seed", type=int, default=0, help="of the scene and the samples")
     add("--quick", action="store_true", help="a few seconds: --steps 30 where not given")
@@ -184,8 +184,12 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     options = parser.parse_args(argv)
     if min(options.lines, options.points - 1, options.samples, options.hypotheses, options.steps) < 1:
         parser.error("--lines, --samples, --hypotheses and --steps must be positive, and --points at least 2")
-    if options.noise < 0 or not (options.sigma >= 0 and options.threshold > 0 and options.lr > 0):
-        parser.error("--noise and --sigma must not be negative; --threshold and --lr must be positive")
+    if options.noise < 0 or not 0 <= options.sigma < math.inf:
+        parser.error("--noise and --sigma must be finite and not negative")
+    if not all(0 < x < math.inf for x in (options.threshold, options.lr)):
+        parser.error("--threshold and --lr must be positive and finite")
+    if options.seed < 0:
+        parser.error("--seed must not be negative")
     return options
 
 

@@ -34,9 +34,10 @@ class Pairs(NamedTuple):
     translations: Tensor
     focal: float
 
-    def every(self, step: int) -> Pairs:
-        """Every so-many-th pair."""
-        return Pairs(*(field[::step] for field in self[:-1]), self.focal)
+    def part(self, which: slice) -> Pairs:
+        """Some of the pairs."""
+        points, ratios, inliers, rotations, translations, focal = self
+        return Pairs(points[which], ratios[which], inliers[which], rotations[which], translations[which], focal)
 
 
 def load_pairs(folder: Path, scene: str) -> Pairs:

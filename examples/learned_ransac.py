@@ -25,7 +25,7 @@ from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace, R
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -153,26 +153,32 @@ def train(
     return curve
 
 
-class Row(NamedTuple):
-    """Of one way to draw: the share of samples of inliers only, and areas under the curve of pose errors."""
+class Areas(NamedTuple):
+    """Under the recall curve up to 5, 10 and 20 degrees, exact, in %."""
 
-    right: float
-    alone: float  # area at 10 degrees without local optimisation
     at_5: float
     at_10: float
     at_20: float
-    milliseconds: float
 
 
-def areas(pairs: Pairs, rotations: Tensor, translations: Tensor) -> list[float]:
-    """The exact area under the recall curve at 5, 10 and 20 degrees; NaN is a failure."""
+class Row(NamedTuple):
+    """Of one way to draw: the share of samples of inliers only, and areas under the curve of pose errors, in %."""
+
+    right: float
+    alone: float  # the area at 10 degrees without local optimisation
+    standard: Areas
+    milliseconds: float  # a pair
+
+
+def areas(pairs: Pairs, rotations: Tensor, translations: Tensor) -> Areas:
+    """Of the larger one of the angles of rotation and translation; NaN is a failure."""
     errors = dl.ransac.pose_error(rotations, translations, pairs.rotations, pairs.translations).largest
-    return [100 * area for area in dl.ransac.auc_exact(errors, (5, 10, 20)).tolist()]
+    return Areas(*(100 * dl.ransac.auc_exact(errors, (5, 10, 20))).tolist())
 
 
 def search(
-    pairs: Pairs, logits: Tensor | None, samples: int, seed: int, **settings: object
-) -> tuple[list[float], dl.ransac.RansacResult]:
+    pairs: Pairs, logits: Tensor | None, samples: int, seed: int, **settings: Any
+) -> tuple[Areas, dl.ransac.RansacResult]:
     """All pairs in one call."""
     layer = dl.ransac.RANSAC(ESSENTIAL, threshold=1 / pairs.focal, max_iterations=samples, **settings).eval()
     with torch.no_grad():
@@ -189,7 +195,7 @@ def judge(pairs: Pairs, logits: Tensor, options: Namespace, seed: int) -> Row:
     begun = time.perf_counter()
     standard, _ = search(pairs, logits, options.samples, seed)
     seconds = time.perf_counter() - begun
-    return Row(100 * float(right), alone[1], *standard, 1e3 * seconds / len(pairs.points))
+    return Row(100 * float(right), alone.at_10, standard, 1e3 * seconds / len(pairs.points))
 
 
 def learn(training: Pairs, options: Namespace, seed: int) -> tuple[Scorer, Scorer, float]:
@@ -207,8 +213,8 @@ def learn(training: Pairs, options: Namespace, seed: int) -> tuple[Scorer, Score
 
 def draw(pairs: Pairs, guides: dict[str, Tensor], options: Namespace, path: Path) -> None:
     """The pair with the median share of inliers: each match a line from where it is to where it goes."""
-    at = pairs.inliers.float().mean(-1).argsort()[len(pairs.points) // 2]
-    one = Pairs(*(field[at : at + 1] for field in pairs[:-1]), pairs.focal)
+    at = int(pairs.inliers.float().mean(-1).argsort()[len(pairs.points) // 2])
+    one = pairs.part(slice(at, at + 1))
     figure = Figure(figsize=(13, 4.8), layout="constrained")
     for axes, (name, logits) in zip(figure.subplots(1, len(guides)), guides.items(), strict=True):
         _, result = search(one, logits[at : at + 1], options.samples, options.seed)
@@ -232,7 +238,7 @@ def draw(pairs: Pairs, guides: dict[str, Tensor], options: Namespace, path: Path
         axes.autoscale()
         axes.invert_yaxis()
         axes.spines[:].set_visible(False)
-        axes.legend(frameon=False, loc="upper right", fontsize=8)
+        axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, 0), ncols=4, fontsize=8, markerscale=0.5)
     figure.savefig(path, dpi=130)
 
 
@@ -275,10 +281,11 @@ def show(rows: dict[str, list[Row]]) -> None:
     """The table: means over the seeds, and the standard deviation of the main figure."""
     print(f"{'':30}{'right %':>9}{'no local':>10}{'AUC@5':>8}{'AUC@10':>14}{'AUC@20':>8}{'ms/pair':>9}")
     for name, of_seeds in rows.items():
-        right, alone, at_5, at_10, at_20, milliseconds = torch.tensor(of_seeds).mean(0).tolist()
+        flat = torch.tensor([(row.right, row.alone, *row.standard, row.milliseconds) for row in of_seeds])
+        right, alone, at_5, at_10, at_20, milliseconds = flat.mean(0).tolist()
         main = f"{at_10:.1f}"
         if len(of_seeds) > 1:
-            main += f" +- {torch.tensor([row.at_10 for row in of_seeds]).std():.1f}"
+            main += f" +- {flat[:, 3].std():.1f}"
         cells = [f"{right:9.1f}{alone:10.1f}" if right == right else " " * 19, f"{at_5:8.1f}{main:>14}{at_20:8.1f}"]
         print(f"{name:30}{''.join(cells)}{milliseconds:9.0f}", flush=True)
 
@@ -291,30 +298,32 @@ def run(options: Namespace) -> None:
         training, held_out = load_pairs(options.data, "castle"), load_pairs(options.data, "herzjesu")
     else:
         training, held_out = synthetic_pairs(160, 1000, 1), synthetic_pairs(160, 1000, 2)
-    held_out = held_out.every(options.every)
+    held_out = held_out.part(slice(None, None, options.every))
     share = 100 * held_out.inliers.float().mean(-1).median()
     print(
         f"{len(training.points)} pairs to learn from, {len(held_out.points)} held out with {held_out.ratios.shape[1]} "
         f"matches, {share:.0f} % of them right in the median. Ctrl-C ends a training early.\n"
     )
     rows: dict[str, list[Row]] = {}
+    guides: dict[str, Tensor] = {}
     steps: list[float] = []
     for seed in range(options.seed, options.seed + options.seeds):
         try:
             warm, scorer, milliseconds = learn(training, options, seed)
             with torch.no_grad():
-                guides = {
+                now = {
                     "uniform": torch.zeros_like(held_out.ratios),
                     f"Lowe's ratio, times {options.prior:g}": -options.prior * held_out.ratios,
                     f"Lowe's ratio, times {2 * options.prior:g}": -2 * options.prior * held_out.ratios,
                     "classification only": warm(held_out.points, held_out.ratios),
                     "learned end to end": scorer(held_out.points, held_out.ratios),
                 }
-            judged = {name: judge(held_out, logits, options, seed) for name, logits in guides.items()}
+            judged = {name: judge(held_out, logits, options, seed) for name, logits in now.items()}
         except KeyboardInterrupt:
             if not rows:
                 raise
             break
+        guides = now
         steps.append(milliseconds)
         for name, row in judged.items():
             rows.setdefault(name, []).append(row)
@@ -324,7 +333,7 @@ def run(options: Namespace) -> None:
             begun = time.perf_counter()
             found, _ = search(held_out, guides[name], MANY, options.seed)
             spent = 1e3 * (time.perf_counter() - begun) / len(held_out.points)
-            rows[f"{name}, {MANY}"] = [Row(math.nan, math.nan, *found, spent)]
+            rows[f"{name}, {MANY}"] = [Row(math.nan, math.nan, found, spent)]
         for name, estimate in peers(MANY).items():
             begun = time.perf_counter()
             poses = [
@@ -332,7 +341,7 @@ def run(options: Namespace) -> None:
             ]
             spent = 1e3 * (time.perf_counter() - begun) / len(held_out.points)
             found = areas(held_out, *(torch.stack(part) for part in zip(*poses, strict=True)))
-            rows[f"{name}, {MANY}"] = [Row(math.nan, math.nan, *found, spent)]
+            rows[f"{name}, {MANY}"] = [Row(math.nan, math.nan, found, spent)]
     show(rows)
     print(
         f"\nWith {options.samples} samples a pair. right: samples of inliers only; no local: AUC@10 without local\n"

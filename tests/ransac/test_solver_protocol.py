@@ -8,7 +8,7 @@ from difflayers import protocols
 
 MEMBERS = ("sample_size", "point_size", "model_shape", "max_solutions", "worst_condition", "kernel", "problem",
            "freedom", "solve", "residual", "squared_residual", "residual_vector", "retract", "fit", "degenerate",
-           "plausible", "repair")  # fmt: skip
+           "plausible", "possible", "repair")  # fmt: skip
 SOLVERS = (dl.ransac.Line2D, dl.ransac.Circle2D, dl.ransac.Plane3D, dl.ransac.RigidTransform3D, dl.ransac.Homography,
            dl.ransac.FundamentalMatrix, dl.ransac.EssentialMatrix, dl.ransac.AbsolutePose)  # fmt: skip
 
