@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -140,8 +141,14 @@ def search(
         found_one = (best.score[active] > -torch.inf).unsqueeze(-1)
         inliers = inliers_of(solver, best.model[active], now) & found_one
         needed = settings.sampler.needed(now.logits, inliers, solver.sample_size, settings.confidence)
+        left = needed[drawn < needed] - drawn
         active = active[drawn < needed]
-        size = min(2 * size, LAST_ROUND)
+        # no more than the problem that is furthest from its end still needs
+        size = (
+            min(2 * size, LAST_ROUND, max(FIRST_ROUND, math.ceil(min(float(left.max()), LAST_ROUND))))
+            if len(left)
+            else 0
+        )
     return Found(*(field[wanted] for field in best)), _assembled(rounds, total, drawn) if settings.keep else None
 
 
