@@ -9,11 +9,6 @@ drawn hypotheses, with its gradient by the logits through the choice of the samp
 
 It is trained on pairs of one scene (castle) and judged on pairs of another (Herz-Jesus) with a small budget of
 samples. --data is the folder of two_view_castle.npz and two_view_herzjesu.npz; without it, scenes are made up.
-
-All 221 held-out pairs, mean of three seeds (+- standard deviation): python examples/learned_ransac.py --data
-../shared/data/robust --every 1 --seeds 3 --peers
-
-TABLE
 """
 
 from __future__ import annotations
