@@ -1,4 +1,4 @@
-// Elementary functions for the swaps. On the host, float goes through branch-free polynomials that compilers
+// Elementary functions for the swaps and scores. On the host, float goes through branch-free polynomials that compilers
 // vectorise; double and the device use the standard library. Coefficients: fit_approximations.py.
 // Stated bound, tested in tests/sorting/test_kernels.py: every swap's f in float32 is within 3e-7
 // of the float64 value, absolutely, for any argument.
@@ -142,6 +142,12 @@ DL_HD T log1p_of_minus(T u) {
   return select(u < T(0.25f), log2_of_one_plus(-u), log2(T(1.0f) - u)) * T(0.69314718056f);
 }
 
+// log(1 + y), 0 <= y < 1e37, with a small relative error also where y is small
+template <class T>
+DL_HD T log1p(T y) {
+  return select(y < T(0.25f), log2_of_one_plus(y), log2(T(1.0f) + y)) * T(0.69314718056f);
+}
+
 // x^y, x > 0 normal
 template <class T>
 DL_HD T power(T x, T y) {
@@ -159,17 +165,22 @@ DL_HD double exp_of_minus(double v) { return std::exp(-v); }
 DL_HD double arctan_over_pi(double z) { return std::atan(z) * 0.31830988618379067154; }
 DL_HD double normal_tail(double v) { return 0.5 * std::erfc(v * 0.70710678118654752440); }
 DL_HD double power(double x, double y) { return std::pow(x, y); }
+DL_HD double log1p(double y) { return ::log1p(y); }
+DL_HD double sqrt(double x) { return ::sqrt(x); }
+DL_HD float sqrt(float x) { return ::sqrtf(x); }
 
 #ifdef __CUDA_ARCH__
 DL_HD float exp_of_minus(float v) { return expf(-v); }
 DL_HD float arctan_over_pi(float z) { return polynomial::arctan_over_pi(z); }  // atanf reduces its argument
 DL_HD float normal_tail(float v) { return 0.5f * erfcf(v * 0.70710678118654752440f); }
 DL_HD float power(float x, float y) { return powf(x, y); }
+DL_HD float log1p(float y) { return log1pf(y); }
 #else
 DL_HD float exp_of_minus(float v) { return polynomial::exp_of_minus(v); }
 DL_HD float arctan_over_pi(float z) { return polynomial::arctan_over_pi(z); }
 DL_HD float normal_tail(float v) { return polynomial::normal_tail(v); }
 DL_HD float power(float x, float y) { return polynomial::power(x, y); }
+DL_HD float log1p(float y) { return polynomial::log1p(y); }
 #endif
 
 }  // namespace math

@@ -70,6 +70,28 @@ STABLE_TORCH_LIBRARY(difflayers, library) {
   library.def(
       "permutahedron_backward(Tensor gradient, Tensor x, Tensor? temperature, Tensor result, Tensor order, "
       "Tensor starts, float constant, str task, bool entropic, bool of_temperature) -> (Tensor, Tensor)");
+
+  // Minimal solvers, float64; see cpu/minimal.h. Returns models [B, solutions, parameters], how many each sample has
+  // [B], condition numbers [B, solutions] or [0].
+  library.def("minimal_solve(Tensor samples, str problem, bool with_condition) -> (Tensor, Tensor, Tensor)");
+  library.def(
+      "minimal_backward(Tensor gradient, Tensor models, Tensor counts, Tensor samples, str problem, float worst) "
+      "-> Tensor");
+
+  // Levenberg-Marquardt of robust losses on the manifold of `model`, float64; see cpu/refine_kernels.h. Returns models
+  // [B, H, parameters] and their losses [B, H].
+  library.def(
+      "refine_models(Tensor models, Tensor points, Tensor? mask, Tensor threshold, str model, str loss, int steps) "
+      "-> (Tensor, Tensor)");
+  // Scores [B, H] of models [B, H, parameters] on points [B, N, d]; see residuals.h and scores.h. mask [B, N] and
+  // valid [B, H] bool; scale [B] float64, what residuals are measured in; a model that cannot reach at_least [B]
+  // float64 may stop and return a score below it. The gradients are by models, points and scale.
+  library.def(
+      "hypothesis_scores(Tensor models, Tensor points, Tensor? mask, Tensor? valid, Tensor scale, Tensor? at_least, "
+      "str residual, str score, float parameter) -> Tensor");
+  library.def(
+      "hypothesis_scores_backward(Tensor gradient, Tensor models, Tensor points, Tensor? mask, Tensor? valid, "
+      "Tensor scale, str residual, str score, float parameter) -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(difflayers, CompositeExplicitAutograd, library) {

@@ -67,6 +67,12 @@ def tensor(function: str, name: str, value: object) -> Tensor:
     return value
 
 
+def all_finite(x: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity; several times as fast as torch.isfinite on small ones."""
+    # NaN and infinity survive a sum; a sum that only overflowed is looked at more closely
+    return math.isfinite(x.detach().sum().item()) or bool(x.isfinite().all())
+
+
 def dimension(function: str, name: str, x: Tensor, dim: object) -> int:
     """`dim` as a negative index into x."""
     if dim == -1 and type(dim) is int and x.dim() > 0:

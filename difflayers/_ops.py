@@ -304,6 +304,67 @@ def _define_permutahedron() -> tuple[Any, Any]:
     return forward, backward
 
 
+def minimal_solve(sample: Tensor, problem: str, with_condition: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """Samples `[B, k, d]` float64 -> models `[B, solutions, parameters]`, counts `[B]`, condition numbers."""
+    return torch.ops.difflayers.minimal_solve.default(sample, problem, with_condition)
+
+
+def minimal_backward(
+    gradient: Tensor, models: Tensor, counts: Tensor, sample: Tensor, problem: str, worst: float
+) -> Tensor:
+    """The gradient by samples of sum(gradient * models)."""
+    return torch.ops.difflayers.minimal_backward.default(gradient, models, counts, sample, problem, worst)
+
+
+def refine_models(
+    models: Tensor, points: Tensor, mask: Tensor | None, threshold: Tensor, model: str, loss: str, steps: int
+) -> tuple[Tensor, Tensor]:
+    """Models `[B, H, parameters]`, points `[B, N, d]`, mask `[B, N]`, threshold `[B]` -> better models, their losses
+    `[B, H]`."""
+    return torch.ops.difflayers.refine_models.default(models, points, mask, threshold, model, loss, steps)
+
+
+def _define_scoring() -> tuple[Any, Any]:
+    """Shapes of the two scoring operators; ransac/scoring.py differentiates them."""
+    ops = torch.ops.difflayers
+
+    @torch.library.register_fake("difflayers::hypothesis_scores")
+    def _(models: Any, points: Any, *rest: Any) -> Any:
+        return points.new_empty(models.shape[:2])
+
+    @torch.library.register_fake("difflayers::hypothesis_scores_backward")
+    def _(gradient: Any, models: Any, points: Any, mask: Any, valid: Any, scale: Any, *rest: Any) -> Any:
+        return models.new_empty(models.shape), points.new_empty(points.shape), scale.new_empty(scale.shape)
+
+    return ops.hypothesis_scores.default, ops.hypothesis_scores_backward.default
+
+
+def _define_refine_models() -> None:
+    @torch.library.register_fake("difflayers::refine_models")
+    def _(models: Any, *rest: Any) -> Any:
+        return models.new_empty(models.shape), models.new_empty(models.shape[:2])
+
+
+# solutions and parameters of the compiled minimal problems
+_MINIMAL = {"essential": (10, 9), "fundamental": (3, 9), "homography": (1, 9), "pose": (4, 12)}
+
+
+def _define_minimal() -> None:
+    @torch.library.register_fake("difflayers::minimal_solve")
+    def _(samples: Any, problem: str, with_condition: bool) -> Any:
+        count, (solutions, parameters) = samples.shape[0], _MINIMAL[problem]
+        conditions = samples.new_empty((count, solutions) if with_condition else (0,))
+        counts = samples.new_empty((count,), dtype=torch.int64)
+        return samples.new_empty((count, solutions, parameters)), counts, conditions
+
+    @torch.library.register_fake("difflayers::minimal_backward")
+    def _(gradient: Any, models: Any, counts: Any, samples: Any, *rest: Any) -> Any:
+        return samples.new_empty(samples.shape)
+
+
 if COMPILED:
+    _define_minimal()
+    hypothesis_scores, hypothesis_scores_backward = _define_scoring()
+    _define_refine_models()
     transport = _define_transport()
     permutahedron, permutahedron_backward = _define_permutahedron()

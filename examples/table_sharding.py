@@ -9,8 +9,9 @@ parts, and phases that all devices must finish cost the maximum over devices eac
 
 The baseline is an honest one: a greedy placement by the latency itself, improved by local search (every move of one
 table, every exchange of two, with random kicks out of local optima) until it has called the latency as often as SurCo
-may. SurCo begins at the same greedy placement and polishes with the same local search; what differs is how it leaves
-a local optimum: by solving for disturbed linear costs. Without the polish it is in the table as well.
+may. SurCo begins at the same greedy placement and polishes with `LocalSearch`: the same moves and exchanges, but those
+first that the latency's slope promises most of. That local search alone and SurCo without it are in the table as
+well, so that it shows what helps.
 """
 
 from __future__ import annotations
@@ -27,19 +28,16 @@ import torch
 from torch import Tensor
 
 import difflayers as dl
-from difflayers.surrogates import SurCo
+from difflayers.surrogates import LocalSearch, SurCo
 
 try:
     from matplotlib.figure import Figure  # without pyplot: it draws with Agg and needs no display
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array, kron, vstack
     from tqdm import tqdm
 except ImportError as error:
     sys.exit(f"table_sharding.py: {error}; run: pip install 'difflayers[solvers,examples]'")
 
 DIMENSIONS = (4, 8, 16, 32, 64, 128, 256)
 BATCH = 65536
-Evaluate = Callable[[Tensor], Tensor]  # placements [B, tables, devices] -> latencies [B]
 
 
 class Tables(NamedTuple):
@@ -99,23 +97,11 @@ def model(tables: int, devices: int, generator: torch.Generator) -> Tables:
     return Tables(dimension, rows, pooling, max(1.15 * float(size.sum()) / devices, 1.05 * float(size.max())), devices)
 
 
-def assignments(tables: Tables) -> dl.oracles.FromCallable:
-    """Every table on one device within its memory, at least linear cost: a generalized assignment, by HiGHS."""
-    count, devices = len(tables.rows), tables.devices
-    once = kron(csr_array(np.eye(count)), np.ones((1, devices)))
-    # gigabytes: HiGHS's tolerances are absolute
-    held = kron((tables.size.numpy() / 1e9)[None], csr_array(np.eye(devices)))
-    upper = np.concatenate([np.ones(count), np.full(devices, tables.memory / 1e9)])
-    lower = np.concatenate([np.ones(count), np.zeros(devices)])
-    rules, ones = LinearConstraint(vstack([once, held]).tocsr(), lower, upper), np.ones(count * devices)
-
-    def solve(costs: np.ndarray) -> np.ndarray | None:
-        # within a thousandth of the optimum: the costs are a guide, and the last thousandth is most of the time
-        options = {"mip_rel_gap": 1e-3, "time_limit": 0.5}
-        found = milp(costs.ravel(), integrality=ones, bounds=Bounds(0, 1), constraints=rules, options=options)
-        return None if found.x is None else found.x.round().reshape(count, devices)
-
-    return dl.oracles.FromCallable(solve, (count, devices), exact=False, on_failure="nan")
+def assignments(tables: Tables) -> dl.oracles.GeneralizedAssignment:
+    """Every table on one device within its memory, at least linear cost."""
+    # megabytes, rounded so that what fits here fits in bytes; after a fifth of a second the best so far will do
+    sizes, memory = (tables.size / 1e6).ceil().long(), int(tables.memory / 1e6)
+    return dl.oracles.GeneralizedAssignment(sizes, [memory] * tables.devices, on_failure="nan", time_limit=0.2)
 
 
 class Spent(Exception):
@@ -128,7 +114,7 @@ class Counted:
     def __init__(self, tables: Tables, limit: int) -> None:
         self.tables, self.left = tables, limit
         self.known: dict[bytes, float] = {}
-        self.best, self.placement = float("inf"), torch.empty(0)
+        self.lowest, self.placement = float("inf"), torch.empty(0)
 
     def __call__(self, placements: Tensor) -> Tensor:
         """Latencies of placements [B, tables, devices]; those evaluated before are free, as they are for SurCo."""
@@ -138,8 +124,8 @@ class Counted:
         self.left -= len(allowed)
         for row, value in zip(allowed, self.tables.latency(placements[allowed]).tolist(), strict=True):
             self.known[keys[row]] = value
-            if value < self.best:
-                self.best, self.placement = value, placements[row].clone()
+            if value < self.lowest:
+                self.lowest, self.placement = value, placements[row].clone()
         if len(allowed) < len(new):
             raise Spent
         return torch.tensor([self.known[key] for key in keys], dtype=torch.float64)
@@ -164,16 +150,16 @@ def greedy(tables: Tables) -> tuple[Tensor, int]:
     raise RuntimeError("the greedy placement does not fit into the memory; another --seed, or fewer tables")
 
 
-def local_search(tables: Tables, generator: torch.Generator, chunk: int = 16) -> Callable[[Tensor, Evaluate], None]:
-    """Moves and exchanges in random order, the best of every few that improves, until none does."""
+def neighborhood(tables: Tables) -> Callable[[Tensor], Tensor]:
+    """Every move of one table and every exchange of two that fit, as a function of a placement."""
     count, devices = len(tables.rows), tables.devices
     moves = torch.cartesian_prod(torch.arange(count), torch.arange(devices), torch.tensor([-1]))
     pairs = torch.combinations(torch.arange(count))
     exchanges = torch.stack([pairs[:, 0], torch.full((len(pairs),), -1), pairs[:, 1]], 1)
     steps = torch.cat([moves, exchanges])  # [steps, (table, device, other table)]
 
-    def neighbours(devices_of: Tensor) -> Tensor:
-        """All feasible neighbours, [neighbours, tables] of device numbers, in random order."""
+    def neighbors(placement: Tensor) -> Tensor:
+        devices_of = placement.argmax(-1)
         every = devices_of.repeat(len(steps), 1)
         row, other = torch.arange(len(steps)), steps[:, 2]
         swap = other >= 0
@@ -182,38 +168,58 @@ def local_search(tables: Tables, generator: torch.Generator, chunk: int = 16) ->
         load = torch.zeros(len(steps), devices, dtype=torch.float64)
         load.scatter_add_(1, every, tables.size.expand(len(steps), -1))
         every = every[(load <= tables.memory).all(1) & (every != devices_of).any(1)]
-        return every[torch.randperm(len(every), generator=generator)]
+        return torch.nn.functional.one_hot(every, devices).double()
 
-    def improve(placement: Tensor, evaluate: Evaluate) -> None:
-        devices_of, best = placement.argmax(-1), float(evaluate(placement[None])[0])
-        improved = True
-        while improved:
-            improved = False
-            for some in neighbours(devices_of).split(chunk):
-                values = evaluate(torch.nn.functional.one_hot(some, devices).double())
-                if float(values.min()) < best:
-                    devices_of, best, improved = some[values.argmin()], float(values.min()), True
-                    break
-
-    return improve
+    return neighbors
 
 
 def searched(tables: Tables, start: Tensor, evaluations: int, generator: torch.Generator) -> Tensor:
-    """Local search from a start; from each local optimum on with three random moves of the best, until it is spent."""
-    evaluate, improve = Counted(tables, evaluations), local_search(tables, generator)
-    at = start
+    """Local search in random order, the best of every 16 that improves; from each local optimum on with three kicks."""
+    evaluate, neighbors, at = Counted(tables, evaluations), neighborhood(tables), start
     try:
         while True:
-            improve(at, evaluate)
-            at = evaluate.placement.clone()
+            best, improved = float(evaluate(at[None])[0]), True
+            while improved:
+                improved = False
+                near = neighbors(at)
+                for some in near[torch.randperm(len(near), generator=generator)].split(16):
+                    values = evaluate(some)
+                    if float(values.min()) < best:
+                        at, best, improved = some[values.argmin()], float(values.min()), True
+                        break
+            at = evaluate.placement
             for _ in range(3):
-                moved = at.clone()
-                t = int(torch.randint(len(at), (), generator=generator))
-                moved[t] = 0.0
-                moved[t, torch.randint(tables.devices, (), generator=generator)] = 1.0
-                at = moved if bool((moved.T @ tables.size <= tables.memory).all()) else at
+                near = neighbors(at)
+                at = near[torch.randint(len(near), (), generator=generator)] if len(near) else at
     except Spent:
         return evaluate.placement
+
+
+class Guided(Counted):
+    """What difflayers' local search needs beside the values, for a run of it without SurCo."""
+
+    def __init__(self, tables: Tables, limit: int, generator: torch.Generator) -> None:
+        super().__init__(tables, limit)
+        self.slope, self.generator, self.optima = tables.slope, generator, {}
+
+    @property
+    def best(self) -> Tensor:
+        return self.placement.clone()
+
+
+def guided(tables: Tables, start: Tensor, evaluations: int, generator: torch.Generator) -> Tensor:
+    """The local search that SurCo polishes with, alone."""
+    evaluate, improve = Guided(tables, evaluations, generator), LocalSearch(neighborhood(tables))
+    try:
+        evaluate(start[None])
+        while evaluate.left > 0:
+            left = evaluate.left
+            improve(evaluate.best, evaluate)
+            if evaluate.left == left:  # every neighbour of every neighbour is known
+                break
+    except Spent:
+        pass
+    return evaluate.placement
 
 
 def surco(
@@ -225,14 +231,14 @@ def surco(
         starts=2,
         objective_gradient=tables.slope,
         noise=0.15,
-        polish=local_search(tables, generator) if polish else None,
+        polish=LocalSearch(neighborhood(tables)) if polish else None,
     )
     return search.solve(
         tables.latency, start=start, evaluations=evaluations, oracle_calls=calls, generator=generator
     ).solution
 
 
-METHODS = ("greedy", "greedy + local search", "SurCo without polish", "SurCo")
+METHODS = ("greedy", "greedy + local search", "local search by slope", "SurCo without it", "SurCo")
 
 
 def place(tables: Tables, options: Namespace, seed: int) -> dict[str, tuple[Tensor, float]]:
@@ -245,6 +251,8 @@ def place(tables: Tables, options: Namespace, seed: int) -> dict[str, tuple[Tens
         begun, generator = time.perf_counter(), torch.Generator().manual_seed(seed)
         if name == "greedy + local search":
             placement = searched(tables, start, left, generator)
+        elif name == "local search by slope":
+            placement = guided(tables, start, left, generator)
         else:
             placement = surco(tables, start, left, generator, name == "SurCo", options.calls)
         found[name] = placement, time.perf_counter() - begun
@@ -278,7 +286,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--devices", type=int, default=4, help="devices")
     add("--models", type=int, default=6, help="random models of each size")
     add("--evaluations", type=int, default=4000, help="of the latency, for every method but greedy")
-    add("--calls", type=int, default=300, help="of the oracle, at most")
+    add("--calls", type=int, default=60, help="of the oracle, at most")
     add("--seed", type=int, default=0, help="of the tables and of the searches")
     add("--quick", action="store_true", help="a few seconds: --models 1 --evaluations 600 where not given")
     if parser.parse_args(argv).quick:

@@ -16,4 +16,6 @@ env ASAN_OPTIONS=detect_leaks=0:verify_asan_link_order=0 OMP_NUM_THREADS=1 \
   LD_PRELOAD="$(g++ -print-file-name=libasan.so) $(g++ -print-file-name=libubsan.so) $(g++ -print-file-name=libstdc++.so)" \
   DIFFLAYERS_LIBRARY="$build/_C.so" \
   "$python" -m pytest -q tests/sorting/test_kernels.py tests/estimators/test_kernels.py \
-  tests/subsets/test_exactly_k.py tests/subsets/test_projections.py
+  tests/subsets/test_exactly_k.py tests/subsets/test_projections.py \
+  tests/ransac/test_ready_models.py tests/ransac/test_scoring.py tests/ransac/test_levenberg_marquardt.py \
+  tests/ransac/test_epipolar_solvers.py tests/ransac/test_pose_and_homography.py

@@ -19,9 +19,14 @@ MODULES = {
     "difflayers.diagnostics": dl.diagnostics,
     "difflayers.distributions": dl.distributions,
     "difflayers.estimators": dl.estimators,
+    "difflayers.implicit": dl.implicit,
     "difflayers.losses": dl.losses,
     "difflayers.oracles": dl.oracles,
     "difflayers.protocols": dl.protocols,
+    "difflayers.ransac": dl.ransac,
+    "difflayers.ransac.degeneracy": dl.ransac.degeneracy,
+    "difflayers.ransac.manifolds": dl.ransac.manifolds,
+    "difflayers.ransac.residuals": dl.ransac.residuals,
     "difflayers.rules": dl.rules,
     "difflayers.schedules": dl.schedules,
     "difflayers.sorting": dl.sorting,
@@ -75,7 +80,7 @@ CHOOSING += [dl.diagnostics.compare]
 
 
 # bases, results and errors describe their attributes instead
-NO_SECTIONS = {"Oracle", "OracleResult", "Status", "Rule", "solve_invented"}
+NO_SECTIONS = {"Oracle", "OracleResult", "PerThread", "Row", "Status", "Rule", "solve_invented"}
 NO_SECTIONS |= {"ObjectiveError", "PriorRecord", "SurCoRecord", "SurCoResult"}
 OPTIMISING = [
     getattr(where, name)
@@ -83,7 +88,9 @@ OPTIMISING = [
     for name in where.__all__
     if name not in NO_SECTIONS and name not in dl.losses.__all__
 ]
-FULL = SORTING + CHOOSING + OPTIMISING
+FITTING = [getattr(dl.ransac, name) for name in dl.ransac.__all__]
+FITTING_CALLS = [thing for thing in FITTING if inspect.isfunction(thing)]
+FULL = SORTING + CHOOSING + OPTIMISING + FITTING_CALLS + [dl.ransac.RANSAC, dl.implicit.root, dl.implicit.fixed_point]
 
 
 @pytest.mark.parametrize("thing", FULL, ids=lambda thing: f"{thing.__module__}.{thing.__name__}")
@@ -111,6 +118,45 @@ def test_docstring_sections_of_plain_objects(thing):
     named = text[text.index("Args:") : text.index("Raises:")]
     for name in inspect.signature(thing).parameters:
         assert re.search(rf"\b{name}\b", named), f"{name} is not described"
+
+
+# bases and results describe their methods or attributes instead
+PARTS_WITHOUT_SECTIONS = {"MinimalSolver", "Refiner", "Sampler", "Scorer", "Selection"}
+PARTS_WITHOUT_SECTIONS |= {"Hypotheses", "Pose", "PoseError", "RansacResult", "RansacStatus", "Solutions"}
+PARTS = [
+    thing
+    for thing in FITTING
+    if inspect.isclass(thing) and thing.__name__ not in PARTS_WITHOUT_SECTIONS and thing is not dl.ransac.RANSAC
+]
+
+
+@pytest.mark.parametrize("thing", PARTS, ids=lambda thing: thing.__name__)
+def test_docstring_sections_of_parts_of_ransac(thing):
+    """Solvers, samplers, scorers, refiners, selections: RANSAC calls them, so what a call returns is in their bases."""
+    text = inspect.getdoc(thing)
+    parameters = inspect.signature(thing).parameters
+    for section in ("Args:", "Raises:", "Example:") if parameters else ("Example:",):
+        assert section in text
+    assert re.search(r"^Cost, transforms:|^Cost:.*^Transforms:", text, re.MULTILINE | re.DOTALL)
+    assert ">>> " in text
+    for name in parameters:
+        assert re.search(rf"\b{name}\b", text[text.index("Args:") :]), f"{name} is not described"
+
+
+HELPERS = [
+    getattr(w, name) for w in (dl.ransac.residuals, dl.ransac.manifolds, dl.ransac.degeneracy) for name in w.__all__
+]
+
+
+@pytest.mark.parametrize("thing", HELPERS, ids=lambda thing: thing.__name__)
+def test_docstring_sections_of_helpers_of_ransac(thing):
+    """Their modules say what they cost and that they are plain PyTorch."""
+    text = inspect.getdoc(thing)
+    for section in ("Args:", "Returns:", "Example:"):
+        assert section in text
+    assert ">>> " in text
+    for name in inspect.signature(thing).parameters:
+        assert re.search(rf"\b{name}\b", text[text.index("Args:") :]), f"{name} is not described"
 
 
 def test_every_name_is_in_the_reference():

@@ -8,15 +8,18 @@ namespace difflayers::cpu {
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> available = [] {
     std::vector<InstructionSet> sets{
-        {"baseline", kernels_baseline(), choice_kernels_baseline(), subset_kernels_baseline()}};
+#define DL_KERNELS(name)                                                                              \
+  {#name, kernels_##name(), choice_kernels_##name(), subset_kernels_##name(), refine_kernels_##name(), \
+   scoring_kernels_##name()}
+        DL_KERNELS(baseline)};
 #ifdef DL_X86_KERNELS
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) 
-      sets.push_back({"avx2", kernels_avx2(), choice_kernels_avx2(), subset_kernels_avx2()});
+    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) sets.push_back(DL_KERNELS(avx2));
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("fma"))
-      sets.push_back({"avx512", kernels_avx512(), choice_kernels_avx512(), subset_kernels_avx512()});
+      sets.push_back(DL_KERNELS(avx512));
 #endif
+#undef DL_KERNELS
     return sets;
   }();
   return available;

@@ -5,6 +5,8 @@
 #include <vector>
 
 #include "choice_kernels.h"
+#include "refine_kernels.h"
+#include "scoring_kernels.h"
 #include "sorting_kernels.h"
 #include "subsets_kernels.h"
 
@@ -15,6 +17,8 @@ struct InstructionSet {
   const KernelSet* kernels;
   const ChoiceKernels* choice;
   const SubsetKernels* subsets;
+  const RefineKernels* refine;
+  const ScoringKernels* scoring;
 };
 
 // Those compiled in that this processor can run, slowest first.

@@ -5,7 +5,7 @@
 // the functions declared here.
 #pragma once
 
-#ifdef __AVX512F__
+#ifdef __SSE2__
 #include <immintrin.h>
 #endif
 
@@ -127,6 +127,22 @@ DL_HD Pack<S> select(Mask<S> condition, Pack<S> a, Pack<S> b) {
   return Pack<S>(condition.m ? a.v : b.v);
 }
 
+// Whether the condition holds anywhere in the pack.
+template <class S>
+DL_HD bool any(Mask<S> condition) {
+#if defined(__AVX512F__)
+  return _mm512_movepi32_mask(reinterpret_cast<__m512i>(condition.m)) != 0;
+#elif defined(__AVX2__)
+  return _mm256_movemask_epi8(reinterpret_cast<__m256i>(condition.m)) != 0;
+#elif defined(__SSE2__)
+  return _mm_movemask_epi8(reinterpret_cast<__m128i>(condition.m)) != 0;
+#else
+  bool found = false;
+  for (int i = 0; i < Pack<S>::size; ++i) found |= condition.m[i] != 0;
+  return found;
+#endif
+}
+
 namespace math {
 
 template <>
@@ -154,7 +170,25 @@ DL_HD Pack<float> reciprocal(Pack<float> x) {
 DL_PACK_FUNCTION(exp_of_minus)
 DL_PACK_FUNCTION(arctan_over_pi)
 DL_PACK_FUNCTION(normal_tail)
+DL_PACK_FUNCTION(log1p)
 #undef DL_PACK_FUNCTION
+// the instruction is exact; a compiler does not find it in a loop over elements
+#if defined(__AVX512F__)
+DL_HD Pack<float> sqrt(Pack<float> x) { return Pack<float>(_mm512_maskz_sqrt_ps(0xffff, x.v)); }
+DL_HD Pack<double> sqrt(Pack<double> x) { return Pack<double>(_mm512_maskz_sqrt_pd(0xff, x.v)); }
+#elif defined(__AVX2__)
+DL_HD Pack<float> sqrt(Pack<float> x) { return Pack<float>(_mm256_sqrt_ps(x.v)); }
+DL_HD Pack<double> sqrt(Pack<double> x) { return Pack<double>(_mm256_sqrt_pd(x.v)); }
+#elif defined(__SSE2__)
+DL_HD Pack<float> sqrt(Pack<float> x) { return Pack<float>(_mm_sqrt_ps(x.v)); }
+DL_HD Pack<double> sqrt(Pack<double> x) { return Pack<double>(_mm_sqrt_pd(x.v)); }
+#else
+template <class S>
+DL_HD Pack<S> sqrt(Pack<S> x) {
+  for (int i = 0; i < Pack<S>::size; ++i) x.v[i] = sqrt(S(x.v[i]));
+  return x;
+}
+#endif
 DL_HD Pack<float> log(Pack<float> x) { return polynomial::log(x); }
 DL_HD Pack<float> log1p_of_minus(Pack<float> u) { return polynomial::log1p_of_minus(u); }
 DL_HD Pack<float> power(Pack<float> x, Pack<float> y) { return polynomial::power(x, y); }

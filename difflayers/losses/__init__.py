@@ -1,5 +1,6 @@
 """Every loss of the library under one name; each family owns its own."""
 
+from ..ransac.losses import EpipolarLoss, ExpectedLoss, InlierCrossEntropy
 from ..sorting.losses import NDCGLoss, PermutationCrossEntropy, SpearmanLoss, permutation_cross_entropy
 from ..sorting.topk_cross_entropy import TopKCrossEntropy
 from ..surrogates import (
@@ -20,7 +21,10 @@ __all__ = [
     "NCE",
     "CaVE",
     "ContrastiveMAP",
+    "EpipolarLoss",
+    "ExpectedLoss",
     "FenchelYoung",
+    "InlierCrossEntropy",
     "ListwiseRanking",
     "MaximumOptimalityMargin",
     "NDCGLoss",

@@ -11,9 +11,10 @@ from .knapsack import Knapsack
 from .linear_program import LinearProgram
 from .max_cut import MaxCut
 from .min_cost_flow import MinCostFlow
+from .per_thread import PerThread
 from .permutation import Permutation
 from .pool import SolutionPool
-from .result import OracleResult, Status
+from .result import OracleResult, Row, Status
 from .shortest_path import ShortestPath, grid_edges
 from .spanning_tree import MinimumSpanningTree
 from .top_k import TopK
@@ -34,7 +35,9 @@ __all__ = [
     "MinimumSpanningTree",
     "Oracle",
     "OracleResult",
+    "PerThread",
     "Permutation",
+    "Row",
     "ShortestPath",
     "SolutionPool",
     "Status",

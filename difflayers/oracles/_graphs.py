@@ -2,31 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-
-from ._ortools import array
-
-
-def checked_edges(name: str, edges: Any, num_nodes: int | None) -> np.ndarray:
-    """int64 (E, 2), without loops, nodes in range."""
-    result = array(name, "edges", edges)
-    if result.size == 0:
-        return np.zeros((0, 2), dtype=np.int64)
-    if result.dtype.kind == "f":
-        raise TypeError(f"{name}: argument 'edges' must hold integers, got dtype {result.dtype}")
-    if result.ndim != 2 or result.shape[1] != 2:
-        raise ValueError(f"{name}: argument 'edges' must have shape [E, 2], got {result.shape}")
-    result = result.astype(np.int64)
-    if (result < 0).any() or (num_nodes is not None and (result >= num_nodes).any()):
-        rule = "not be negative" if num_nodes is None else f"be nodes in [0, {num_nodes - 1}]"
-        worst = result.min() if (result < 0).any() else result.max()
-        raise ValueError(f"{name}: argument 'edges' must {rule}, got {worst}")
-    loops = np.flatnonzero(result[:, 0] == result[:, 1])
-    if len(loops):
-        raise ValueError(f"{name}: argument 'edges' must join different nodes, got {result[loops[0]].tolist()}")
-    return result
 
 
 def complete_edges(n: int) -> np.ndarray:

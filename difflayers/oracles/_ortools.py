@@ -1,4 +1,4 @@
-"""What the oracles on OR-Tools share: its import, models per thread, costs as integers, time that is left."""
+"""What the oracles on OR-Tools share: its import, costs as integers, time that is left."""
 
 from __future__ import annotations
 
@@ -33,41 +33,35 @@ def load(module: str) -> Any:
             "difflayers.oracles: this oracle needs OR-Tools, which is not installed: pip install 'difflayers[solvers]'"
         ) from error
     except ImportError as error:
-        text = str(error)
-        if "undefined symbol" in text and "Highs" in text:
-            raise ImportError(
-                "difflayers.oracles: OR-Tools cannot be loaded into a process that has already loaded highspy 1.15 or "
-                "later (by itself or through cvxpy): both bring libraries of HiGHS of the same name "
-                "(google/or-tools issue 5246): pip install 'highspy<1.15', or import ortools before cvxpy"
-            ) from error
-        raise
+        explained = _clash(error)
+        if explained is None:
+            raise
+        raise explained from error
 
 
-class PerThread:
-    """Values of which every thread builds its own, such as solver models.
+def solver_module(function: str, module: str) -> Any:
+    """A module of the `solvers` extra, SciPy's as a rule, imported when `function` first needs it.
 
-    Copies of an oracle share it, so that `with_parameters` keeps the models; pickling and deep copies start afresh,
-    because solver models cannot leave their process.
+    Raises:
+        ImportError: it is missing, or clashes as `load` says.
     """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise _clash(error) or ImportError(
+            f"{function} needs {module.split('.')[0]}; install it with pip install 'difflayers[solvers]' ({error})"
+        ) from error
 
-    def __init__(self) -> None:
-        self._local = threading.local()
 
-    def get(self, key: Any, build: Callable[[], Any]) -> Any:
-        """The value of this thread under key, built at first use, and again when its attribute `usable` is False."""
-        values = self._local.__dict__.setdefault("values", {})
-        if key not in values or not getattr(values[key], "usable", True):
-            values[key] = build()
-        return values[key]
-
-    def __reduce__(self) -> Any:
-        return PerThread, ()
-
-    def __copy__(self) -> PerThread:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PerThread:
-        return PerThread()
+def _clash(error: ImportError) -> ImportError | None:
+    """The explanation of an error that comes of two libraries of HiGHS in one process."""
+    if not ("undefined symbol" in str(error) and "Highs" in str(error)):
+        return None
+    return ImportError(
+        "difflayers.oracles: OR-Tools cannot be loaded into a process that has already loaded highspy 1.15 or "
+        "later (by itself or through cvxpy): both bring libraries of HiGHS of the same name "
+        "(google/or-tools issue 5246): pip install 'highspy<1.15', or import ortools before cvxpy"
+    )
 
 
 def remaining(deadline: float | None) -> float | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from ._ortools import array
+from ._ortools import array, solver_module
 from .base import Instance
 
 TOLERANCE = 1e-6  # of the solvers, relative to the size of the terms of a row
@@ -86,6 +87,18 @@ class LinearConstraints:
         b_eq = np.asarray(instance.get("b_eq", self.b_eq), dtype=np.float64)
         low = np.concatenate([np.full(len(b_ub), -np.inf), b_eq])
         return low, np.concatenate([b_ub, b_eq])
+
+    @cached_property
+    def independent_equations(self) -> np.ndarray:
+        """Which rows of A_eq, bool, say all that they say together: flows and assignments repeat one."""
+        dense = self.A_eq if isinstance(self.A_eq, np.ndarray) else self.A_eq.toarray()
+        lengths = np.linalg.norm(dense, axis=1)
+        keep = np.zeros(len(dense), dtype=bool)
+        if lengths.any():
+            qr = solver_module(self.name, "scipy.linalg").qr
+            triangle, order = qr((dense / np.where(lengths > 0, lengths, 1.0)[:, None]).T, mode="r", pivoting=True)
+            keep[order[: int((np.abs(np.diagonal(triangle)) > 1e-9).sum())]] = True
+        return keep
 
     def hold(self, x: np.ndarray, instance: Instance) -> bool:
         """Whether x satisfies them within the solvers' tolerance."""

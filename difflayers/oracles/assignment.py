@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from .. import _checks
+from ._ortools import solver_module
 from .base import Instance, Oracle
-from .graph import checked_mask, solver_module
+from .graph import checked_mask
 from .result import Row, Status
 
 __all__ = ["Assignment"]

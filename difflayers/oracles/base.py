@@ -6,7 +6,6 @@ import copy
 import math
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from .. import _checks
 from ..errors import InfeasibleError, SolverError, SolverTimeout, UnsupportedOperationError
+from ._memory import Memory
 from .result import OracleResult, Row, Status
 
 ON_FAILURE = ("raise", "nan", "previous")
@@ -25,8 +25,10 @@ Instance = Mapping[str, np.ndarray]  # the parameters of one row
 class Oracle(ABC):
     """Base of the oracles: minimises a linear cost over a feasible set, for batches of costs.
 
-    A subclass defines `cost_shape`, `_solve_row`, and what is said below; it keeps plain data only (arrays, numbers),
-    so that it can be pickled to other processes, and builds solver models lazily in `_models()`, thread by thread.
+    A subclass defines `cost_shape` and `_solve_row`, or `_solve_rows` for several rows at once; and where it can,
+    `_is_feasible`: a check, without the solver, of every solution before it is returned. It keeps plain data (arrays,
+    numbers), so that it can be pickled to other processes, and solver models in a `PerThread`, built at first use by
+    every thread.
 
     Attributes:
         name: in messages, "difflayers.oracles.X".
@@ -53,15 +55,18 @@ class Oracle(ABC):
                 when there is none).
             time_limit: seconds for one row; None = no limit.
             workers: None (here), a number of workers (threads where solving releases the interpreter's lock, else
-                processes), or any `concurrent.futures.Executor`.
+                processes), "threads:N" or "processes:N" to choose, or any `concurrent.futures.Executor`.
             cache: how many solved rows to remember (costs are compared bit by bit); 0 = none.
         """
+        kind = type(self)
+        if kind._solve_row is Oracle._solve_row and kind._solve_rows is Oracle._solve_rows:
+            raise TypeError(f"{self.name}: {kind.__name__} must define _solve_row or _solve_rows, got neither")
         self.on_failure = _checks.choice(self.name, "on_failure", on_failure, ON_FAILURE)
         self.time_limit = None if time_limit is None else _checks.number(self.name, "time_limit", time_limit, above=0.0)
         self.workers = _checked_workers(self.name, workers)
         self.cache = _checks.integer(self.name, "cache", cache, minimum=0)
         self.parameters: dict[str, np.ndarray] = {}  # those that differ between the rows, batch dimensions first
-        self._memory: OrderedDict[bytes, Row] = OrderedDict()
+        self._memory = Memory()
         self._previous: Tensor | None = None
 
     # --- what a subclass provides ---
@@ -76,15 +81,15 @@ class Oracle(ABC):
         """The event shapes of the parameters that may differ between rows."""
         return {}
 
-    @abstractmethod
     def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
-        """Solves one row.
+        """Solves one row; not needed where `_solve_rows` is defined.
 
         Args:
             cost: float64, finite, of cost_shape.
             instance: the parameters that differ between rows; others are attributes of the oracle.
             deadline: of `time.monotonic()`, or None.
         """
+        raise NotImplementedError
 
     def _solve_rows(self, costs: np.ndarray, instances: list[Instance], time_limit: float | None) -> list[Row]:
         """Solves several rows; a subclass may do better than one after another. Never raises for one row's sake."""
@@ -149,7 +154,7 @@ class Oracle(ABC):
         new = copy.copy(self)
         new.workers = self.workers  # which pickles, and so copies, leave out
         new.parameters = dict(self.parameters)
-        new._memory, new._previous = OrderedDict(), None
+        new._memory, new._previous = Memory(), None
         for name, value in parameters.items():
             shapes = self.parameter_shapes
             if name not in shapes:
@@ -180,9 +185,8 @@ class Oracle(ABC):
         shape, event = tuple(costs.shape), self.cost_shape
         if len(shape) < len(event) or shape[len(shape) - len(event) :] != event:
             raise ValueError(f"{self.name}: argument 'costs' must have shape [..., *{event}], got {shape}")
-        finite = costs.detach().isfinite()
-        if not bool(finite.all()):
-            bad = (~finite).reshape(-1, math.prod(event)).any(1).nonzero().flatten().tolist()
+        if not _checks.all_finite(costs):
+            bad = (~costs.detach().isfinite()).reshape(-1, math.prod(event)).any(1).nonzero().flatten().tolist()
             raise ValueError(f"{self.name}: argument 'costs' must be finite, got NaN or infinity in rows {_some(bad)}")
         if self.cost_domain == "nonnegative" and bool((costs.detach() < 0).any()):
             bad = (costs.detach() < 0).reshape(-1, math.prod(event)).any(1).nonzero().flatten().tolist()
@@ -215,30 +219,21 @@ class Oracle(ABC):
         if self.cache == 0:
             return self._dispatch(costs, instances)
         keys = [_key(cost, instance) for cost, instance in zip(costs, instances, strict=True)]
-        new = {key: i for i, key in enumerate(keys) if key not in self._memory}
+        rows = self._memory.known(keys)
+        new = {key: i for i, key in enumerate(keys) if key not in rows}
         if new:
             which = list(new.values())
-            solved = self._dispatch(costs[which], [instances[i] for i in which])
-            fresh = dict(zip(new, solved, strict=True))
-        else:
-            fresh = {}
-        rows = []
-        for key in keys:
-            row = fresh.get(key) or self._memory[key]
-            rows.append(row)
-        for key, row in fresh.items():
-            if row.status in (Status.OPTIMAL, Status.INFEASIBLE, Status.UNBOUNDED):  # others may come out better
-                self._memory[key] = row
-        for key in keys:
-            if key in self._memory:
-                self._memory.move_to_end(key)
-        while len(self._memory) > self.cache:
-            self._memory.popitem(last=False)
-        return rows
+            fresh = dict(zip(new, self._dispatch(costs[which], [instances[i] for i in which]), strict=True))
+            self._memory.add(fresh, self.cache)
+            rows.update(fresh)
+        return [rows[key] for key in keys]
 
     def _dispatch(self, costs: np.ndarray, instances: list[Instance]) -> list[Row]:
         """Here, or on the workers (see parallel.py)."""
-        if self.workers is None or len(costs) <= 1:
+        if len(costs) == 0:
+            return []
+        alone = len(costs) == 1 and not str(self.workers).startswith("processes:")  # which may be there to crash
+        if self.workers is None or alone:
             return self._solve_rows(costs, instances, self.time_limit)
         from .parallel import run
 
@@ -290,18 +285,25 @@ class Oracle(ABC):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        state["_memory"], state["_previous"], state["workers"] = OrderedDict(), None, None
-        state.pop("_local", None)  # solver models of this process's threads
+        state["_memory"], state["_previous"], state["workers"] = Memory(), None, None
         return state
 
 
 def _checked_workers(function: str, workers: Any) -> Any:
     if workers is None or callable(getattr(workers, "submit", None)):
         return workers
+    if isinstance(workers, str):
+        kind, _, count = workers.partition(":")
+        if kind not in ("threads", "processes") or not (count.isascii() and count.isdigit() and int(count) > 0):
+            raise ValueError(
+                f"{function}: argument 'workers' as a string must be 'threads:N' or 'processes:N' with N at least 1, "
+                f"got {workers!r}"
+            )
+        return workers
     if isinstance(workers, bool) or not isinstance(workers, int):
         raise TypeError(
-            f"{function}: argument 'workers' must be None, an integer or a concurrent.futures.Executor, got "
-            f"{type(workers).__name__}"
+            f"{function}: argument 'workers' must be None, an integer, 'threads:N', 'processes:N' or a "
+            f"concurrent.futures.Executor, got {type(workers).__name__}"
         )
     return _checks.integer(function, "workers", workers, minimum=1)
 
@@ -311,7 +313,10 @@ def _some(indices: list[int]) -> str:
     return f"{shown}, ... ({len(indices)} in all)" if len(indices) > 5 else shown
 
 
+def instance_key(instance: Instance) -> bytes:
+    """What tells the parameters of one row from those of another."""
+    return b"|".join(name.encode() + np.ascontiguousarray(value).tobytes() for name, value in instance.items())
+
+
 def _key(cost: np.ndarray, instance: Instance) -> bytes:
-    parts = [np.ascontiguousarray(cost).tobytes()]
-    parts += [np.ascontiguousarray(value).tobytes() for value in instance.values()]
-    return b"|".join(parts)
+    return np.ascontiguousarray(cost).tobytes() + b"|" + instance_key(instance)

@@ -79,7 +79,7 @@ class FromCallable(Oracle):
     def _solve_rows(self, costs: np.ndarray, instances: list[Instance], time_limit: float | None) -> list[Row]:
         if not self.batched:
             return super()._solve_rows(costs, instances, time_limit)
-        solutions = _array(self.f(costs))
+        solutions = _array(self.f(costs.copy()))  # what f does to them must not reach the caller's
         if solutions.shape != costs.shape:
             raise ValueError(
                 f"{self.name}: f must return solutions of shape {costs.shape} for a batch of costs of that shape, "
@@ -88,7 +88,7 @@ class FromCallable(Oracle):
         return [self._row(solution) for solution in solutions]
 
     def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
-        solution = self.f(cost)
+        solution = self.f(cost.copy())
         return (
             Row(None, Status.INFEASIBLE, reason="f returned None") if solution is None else self._row(_array(solution))
         )

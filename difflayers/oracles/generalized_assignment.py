@@ -8,8 +8,9 @@ import numpy as np
 
 from ._cp_sat import SatModel
 from ._mip import MixedIntegerModel
-from ._ortools import PerThread, array, integer_sizes
+from ._ortools import array, integer_sizes
 from .base import Instance, Oracle
+from .per_thread import PerThread
 from .result import Row, Status
 
 __all__ = ["GeneralizedAssignment"]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import time
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
 
-from .. import _checks
+from ._ortools import solver_module
+from .per_thread import PerThread
 from .result import Status
 
 DOUBLES_AT_ONCE = 1 << 21  # rows are worked on in chunks whose arrays of (edges, rows) stay around 16 MB
@@ -25,34 +25,30 @@ class Paths(NamedTuple):
     failures: dict[int, tuple[Status, str]]
 
 
-def solver_module(function: str, module: str) -> Any:
-    """A module of the `solvers` extra, imported when first needed."""
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(
-            f"{function} needs {module.split('.')[0]}; install it with pip install 'difflayers[solvers]' ({error})"
-        ) from error
-
-
-def checked_edges(function: str, edges: object, num_nodes: object) -> tuple[np.ndarray, int]:
-    """The edges as int64 `[E, 2]`, and the number of nodes, both checked."""
+def checked_edges(function: str, edges: object, num_nodes: int | None, *, loops: bool = True) -> np.ndarray:
+    """The edges as int64 `[E, 2]`, checked: nodes in range, without num_nodes from 0 on; loops only where allowed."""
     array = edges.detach().cpu().numpy() if isinstance(edges, Tensor) else np.asarray(edges)
     if array.size == 0:
-        array = np.zeros((0, 2), dtype=np.int64)
+        return np.zeros((0, 2), dtype=np.int64)
     if array.dtype.kind not in "iu":
         raise TypeError(f"{function}: argument 'edges' must hold integers, got {array.dtype}; nodes are 0, 1, 2, ...")
     if array.ndim != 2 or array.shape[1] != 2:
         raise ValueError(f"{function}: argument 'edges' must have shape [E, 2], rows (tail, head), got {array.shape}")
     array = array.astype(np.int64)
-    nodes = _checks.integer(function, "num_nodes", num_nodes, minimum=1)
-    if array.size and not 0 <= array.min() <= array.max() < nodes:
-        bad = int(np.flatnonzero(((array < 0) | (array >= nodes)).any(1))[0])
-        raise ValueError(
-            f"{function}: argument 'edges' must name nodes in [0, {nodes - 1}] (num_nodes = {nodes}), got "
-            f"{tuple(array[bad].tolist())} in edge {bad}"
+    outside = (array < 0) | (array >= num_nodes) if num_nodes is not None else array < 0
+    if outside.any():
+        bad = int(np.flatnonzero(outside.any(1))[0])
+        rule = (
+            "not be negative" if num_nodes is None else f"name nodes in [0, {num_nodes - 1}] (num_nodes = {num_nodes})"
         )
-    return array, nodes
+        raise ValueError(f"{function}: argument 'edges' must {rule}, got {tuple(array[bad].tolist())} in edge {bad}")
+    same = np.flatnonzero(array[:, 0] == array[:, 1])
+    if len(same) and not loops:
+        raise ValueError(
+            f"{function}: argument 'edges' must join different nodes, got {tuple(array[same[0]].tolist())} in edge "
+            f"{same[0]}"
+        )
+    return array
 
 
 def checked_nodes(function: str, name: str, values: np.ndarray, num_nodes: int) -> None:
@@ -80,6 +76,7 @@ class Graph:
 
     def __init__(self, edges: np.ndarray, num_nodes: int) -> None:
         self.num_nodes = num_nodes
+        self._unions = PerThread()
         self.tails, self.heads = np.ascontiguousarray(edges[:, 0]), np.ascontiguousarray(edges[:, 1])
 
     @cached_property
@@ -196,38 +193,57 @@ class Graph:
         unique, starts = np.unique(keys[order], return_index=True)
         return order, starts, unique
 
-    def _dijkstra(self, costs: np.ndarray, sources: np.ndarray, targets: np.ndarray, deadline: Any) -> Paths:
+    @cached_property
+    def _copies(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """How many copies of the graph are solved in one call, and the sparse structure of so many."""
+        keys, nodes = self._pairs[2], self.num_nodes
+        count = max(1, 2000 // nodes)  # larger unions only make SciPy's heap slower
+        tails, heads = np.divmod(keys, nodes)
+        offsets = np.arange(count)[:, None]
+        indices = (heads + offsets * nodes).ravel().astype(np.int32)
+        first = np.searchsorted(tails, np.arange(nodes))
+        pointers = np.append((first + offsets * len(keys)).ravel(), count * len(keys)).astype(np.int32)
+        return count, indices, pointers
+
+    def _union(self, count: int) -> Any:
+        """So many disjoint copies of the graph, as a sparse matrix whose costs are put in with every use."""
         sparse = solver_module("difflayers.oracles.ShortestPath", "scipy.sparse")
+        _, indices, pointers = self._copies
+        nodes, pairs = count * self.num_nodes, count * len(self._pairs[2])
+        # built from its three arrays: other constructors drop the explicit zeros, which are edges of cost 0
+        return sparse.csr_array((np.zeros(pairs), indices[:pairs], pointers[: nodes + 1]), shape=(nodes, nodes))
+
+    def _dijkstra(self, costs: np.ndarray, sources: np.ndarray, targets: np.ndarray, deadline: Any) -> Paths:
         search = solver_module("difflayers.oracles.ShortestPath", "scipy.sparse.csgraph")
         order, starts, keys = self._pairs
+        copies = self._copies[0]
         nodes, pairs, size = self.num_nodes, len(keys), len(costs)
         parallel = pairs < len(order)
         sorted_costs = costs[:, order]
         # SciPy would add up parallel edges; the cheapest of them is what counts
         weights = np.minimum.reduceat(sorted_costs, starts, axis=1) if parallel else sorted_costs
-        pair_tails, pair_heads = np.divmod(keys, nodes)
-        first = np.searchsorted(pair_tails, np.arange(nodes))
-        reached = np.empty((size, nodes), dtype=bool)
-        before = np.empty((size, nodes), dtype=np.int64)
-        copies = max(1, min(size, 2000 // nodes))  # together in one call; larger unions only make its heap slower
-        offsets = np.arange(copies)[:, None]
-        indices = (pair_heads + offsets * nodes).ravel().astype(np.int32)
-        pointers = np.append((first + offsets * pairs).ravel(), copies * pairs).astype(np.int32)
+        good, lengths, steps = np.ones(size, dtype=bool), [], []
         for start in range(0, size, copies):
             count = min(copies, size - start)
-            end = count * nodes
             part = slice(start, start + count)
-            data = weights[part].ravel()
-            # built from its three arrays: other constructors drop the explicit zeros, which are edges of cost 0
-            union = sparse.csr_array((data, indices[: count * pairs], pointers[: end + 1]), shape=(end, end))
-            origins = sources[part] + np.arange(count) * nodes
+            union = self._unions.get(count, partial(self._union, count))
+            union.data = weights[part].ravel()
+            offsets = np.arange(count) * nodes
+            origins, ends = sources[part] + offsets, targets[part] + offsets
             distance, previous, _ = search.dijkstra(union, indices=origins, min_only=True, return_predecessors=True)
-            reached[part] = np.isfinite(distance).reshape(count, nodes)
-            before[part] = previous.reshape(count, nodes) - np.arange(count)[:, None] * nodes
-        good = reached[np.arange(size), targets]
-        # the predecessors are a tree even where zero costs tie, which equal distances alone would not give
-        rows, steps = _follow_nodes(before, sources, targets, good)
-        which = np.searchsorted(keys, steps[:, 0] * nodes + steps[:, 1])
+            good[part] = np.isfinite(distance[ends])
+            # the predecessors are a tree even where zero costs tie, which equal distances alone would not give
+            before = previous.tolist()
+            ends = zip(origins.tolist(), ends.tolist(), offsets.tolist(), good[part].tolist(), strict=True)
+            for origin, node, offset, found in ends:
+                walked = len(steps)
+                while found and node != origin:
+                    tail = before[node]
+                    steps.append((tail - offset) * nodes + node - offset)
+                    node = tail
+                lengths.append(len(steps) - walked)
+        rows = np.repeat(np.arange(size), lengths)
+        which = np.searchsorted(keys, np.array(steps, dtype=np.int64))
         if parallel:
             counts = np.diff(np.append(starts, len(order)))
             hit = sorted_costs == np.repeat(weights, counts, axis=1)
@@ -351,19 +367,3 @@ def _follow(edge_into: Any, tails: np.ndarray, sources: np.ndarray, targets: np.
         if not on.all():
             row, node, source = row[on], node[on], source[on]
     return np.concatenate(rows), np.concatenate(edges)
-
-
-def _follow_nodes(before: np.ndarray, sources: np.ndarray, targets: np.ndarray, good: np.ndarray) -> Any:
-    """Rows and pairs (tail, head) of the paths, walked back from the targets along predecessors `[B, N]`."""
-    rows, steps = [np.zeros(0, dtype=np.int64)], [np.zeros((0, 2), dtype=np.int64)]
-    row = np.flatnonzero(good & (sources != targets))
-    node, source = targets[row], sources[row]
-    while len(row):
-        tail = before[row, node]
-        rows.append(row)
-        steps.append(np.stack([tail, node], axis=1))
-        node = tail
-        on = node != source
-        if not on.all():
-            row, node, source = row[on], node[on], source[on]
-    return np.concatenate(rows), np.concatenate(steps)

@@ -144,10 +144,6 @@ class GridShortestPath(Oracle):
             found[row] = Row(None, status, reason=reason)
         return found
 
-    def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
-        limit = None if deadline is None else max(0.0, deadline - time.monotonic())
-        return self._solve_rows(cost[None], [instance], limit)[0]
-
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_prepared": None}  # quicker to rebuild than to send
 

@@ -8,9 +8,9 @@ import numpy as np
 
 from .. import _checks
 from ._cp_sat import SatModel
-from ._graphs import checked_edges
-from ._ortools import PerThread
 from .base import Instance, Oracle
+from .graph import checked_edges
+from .per_thread import PerThread
 from .result import Row, Status
 
 __all__ = ["IndependentSet"]
@@ -57,7 +57,7 @@ class IndependentSet(Oracle):
     def __init__(self, edges: Any, num_nodes: int, **settings: Any) -> None:
         super().__init__(**settings)
         self.num_nodes = _checks.integer(self.name, "num_nodes", num_nodes, minimum=0)
-        self.edges = checked_edges(self.name, edges, self.num_nodes)
+        self.edges = checked_edges(self.name, edges, self.num_nodes, loops=False)
         self._models = PerThread()
 
     @property

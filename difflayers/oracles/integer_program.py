@@ -9,9 +9,10 @@ import numpy as np
 from .. import _checks
 from ._cp_sat import Outcome
 from ._mip import MixedIntegerModel
-from ._ortools import PerThread, array
+from ._ortools import array
 from ._rows import LinearConstraints
 from .base import Instance, Oracle
+from .per_thread import PerThread
 from .result import Row, Status
 
 __all__ = ["IntegerProgram"]

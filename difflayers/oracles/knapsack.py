@@ -9,8 +9,9 @@ import numpy as np
 
 from .. import _checks
 from . import _knapsack
-from ._ortools import PerThread, array, integer_sizes
+from ._ortools import array, integer_sizes
 from .base import Instance, Oracle
+from .per_thread import PerThread
 from .result import Row, Status
 
 __all__ = ["Knapsack"]
@@ -151,10 +152,6 @@ class Knapsack(Oracle):
                 f"{self.name}: method 'dynamic_program' takes one constraint and n times capacity (in units of the "
                 f"weights' common denominator) up to {MAX_CELLS}, got {len(sizes)} constraints and {cells}; use 'auto'"
             )
-
-    def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
-        limit = None if deadline is None else deadline - time.monotonic()
-        return self._solve_rows(cost[None], [instance], limit)[0]
 
     def _solve_rows(self, costs: np.ndarray, instances: list[Instance], time_limit: float | None) -> list[Row]:
         rows: list[Row | None] = [None] * len(costs)

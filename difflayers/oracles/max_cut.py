@@ -9,9 +9,10 @@ import numpy as np
 
 from .. import _checks
 from ._cp_sat import SatModel
-from ._graphs import checked_edges, complete_edges
-from ._ortools import PerThread
+from ._graphs import complete_edges
 from .base import Instance, Oracle
+from .graph import checked_edges
+from .per_thread import PerThread
 from .result import Row, Status
 
 __all__ = ["MaxCut"]
@@ -67,7 +68,7 @@ class MaxCut(Oracle):
         else:
             if num_nodes is not None:
                 num_nodes = _checks.integer(self.name, "num_nodes", num_nodes, minimum=0)
-            self.edges = checked_edges(self.name, graph, num_nodes)
+            self.edges = checked_edges(self.name, graph, num_nodes, loops=False)
             self.num_nodes = int(self.edges.max(initial=-1)) + 1 if num_nodes is None else num_nodes
         self._models = PerThread()
 

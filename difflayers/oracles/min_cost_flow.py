@@ -8,14 +8,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from .. import _checks
+from ._ortools import solver_module
 from .base import Instance, Oracle
-from .graph import checked_edges, solver_module
+from .graph import checked_edges
 from .result import Row, Status
 
 __all__ = ["MinCostFlow"]
 
 AMOUNT_BITS = 61  # of all that can enter or leave a node; beyond it 64-bit integers overflow
-COST_BITS = 60  # of a cost times the number of nodes plus 1, which is what OR-Tools computes with
+COST_BITS = 62  # of a cost times (N + 1) (N + 2), beyond which OR-Tools may refuse it, as measured up to N = 1000
+RESOLUTION = 1e-10  # of the objective: what rounding of costs may move it by in a solution that is called optimal
 BITS = 53  # of a float64
 ROUNDING = 1e-9  # relative, of flows that have more bits than a float64
 
@@ -38,8 +41,8 @@ class MinCostFlow(Oracle):
     `with_parameters` takes `capacities`, `[..., E]`, and `supplies`, `[..., N]`.
 
     OR-Tools computes with integers: amounts are scaled by a power of two without loss, or refused. Costs are scaled by
-    a power of two row by row; where bits are lost so that the objective could differ by more than float64's own
-    rounding, the status is FEASIBLE, and the bound says by how much.
+    a power of two row by row; where bits are lost so that the objective could be off by more than 1e-10 of itself, the
+    status is FEASIBLE, and the bound says by how much.
 
     Returns:
         Of `solve` with costs `[..., E]`: the flow on every edge, in that shape and dtype.
@@ -69,7 +72,8 @@ class MinCostFlow(Oracle):
 
     def __init__(self, edges: Any, capacities: Any, supplies: Any, *, num_nodes: int, **settings: Any) -> None:
         super().__init__(**settings)
-        self.edges, self.num_nodes = checked_edges(self.name, edges, num_nodes)
+        self.num_nodes = _checks.integer(self.name, "num_nodes", num_nodes, minimum=1)
+        self.edges = checked_edges(self.name, edges, self.num_nodes)
         self.capacities = self._amounts("capacities", capacities, len(self.edges))
         self.supplies = self._amounts("supplies", supplies, self.num_nodes)
         self._check_amounts(self.capacities[None], self.supplies[None])
@@ -116,9 +120,8 @@ class MinCostFlow(Oracle):
             )
 
     def _solve_rows(self, costs: np.ndarray, instances: list[Instance], time_limit: float | None) -> list[Row]:
-        solver_module(
-            self.name, "ortools.graph.python.min_cost_flow"
-        )  # missing, it is an error of its own and not one of each row
+        # missing, it is an error of its own and not one of each row
+        solver_module(self.name, "ortools.graph.python.min_cost_flow")
         return super()._solve_rows(costs, instances, time_limit)
 
     def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
@@ -126,14 +129,18 @@ class MinCostFlow(Oracle):
         supplies = np.asarray(instance.get("supplies", self.supplies), dtype=np.float64)
         amount = max(_exponent(capacities), _exponent(supplies))
         lossless, room = _exponent(cost), _room(cost, self.num_nodes)
-        whole = np.rint(np.ldexp(cost, min(lossless, room))).astype(np.int64)
         module = solver_module(self.name, "ortools.graph.python.min_cost_flow")
-        solver = module.SimpleMinCostFlow()
-        solver.add_arcs_with_capacity_and_unit_cost(
-            self.edges[:, 0], self.edges[:, 1], np.ldexp(capacities, amount).astype(np.int64), whole
-        )
-        solver.set_nodes_supplies(np.arange(self.num_nodes), np.ldexp(supplies, amount).astype(np.int64))
-        status = solver.solve()
+        while True:
+            whole = np.rint(np.ldexp(cost, min(lossless, room))).astype(np.int64)
+            solver = module.SimpleMinCostFlow()
+            solver.add_arcs_with_capacity_and_unit_cost(
+                self.edges[:, 0], self.edges[:, 1], np.ldexp(capacities, amount).astype(np.int64), whole
+            )
+            solver.set_nodes_supplies(np.arange(self.num_nodes), np.ldexp(supplies, amount).astype(np.int64))
+            status = solver.solve()
+            if status != solver.BAD_COST_RANGE or not whole.any():
+                break
+            room = min(lossless, room) - 4  # what it can compute with depends on the graph, too
         if status == solver.INFEASIBLE:
             return Row(None, Status.INFEASIBLE, reason="the capacities do not let the supplies through")
         if status != solver.OPTIMAL:
@@ -144,7 +151,7 @@ class MinCostFlow(Oracle):
         # every flow's cost moved by at most this when the costs were rounded
         moved = np.abs(cost - np.ldexp(whole.astype(np.float64), -room))
         gap = float(moved @ np.maximum(flow, capacities - flow))
-        if gap <= np.finfo(np.float64).eps * float(np.abs(cost) @ flow):
+        if gap <= RESOLUTION * float(np.abs(cost) @ flow):
             return Row(flow, Status.OPTIMAL)
         return Row(flow, Status.FEASIBLE, bound=float(cost @ flow) - gap)
 
@@ -171,4 +178,5 @@ def _exponent(values: np.ndarray) -> int:
 def _room(cost: np.ndarray, num_nodes: int) -> int:
     """The largest k for which cost * 2^k stays within what OR-Tools can compute with."""
     largest = float(np.abs(cost).max(initial=0.0))
-    return COST_BITS - math.frexp(num_nodes + 1)[1] - math.frexp(largest)[1] if largest > 0 else 0
+    nodes = math.frexp(num_nodes + 1)[1] + math.frexp(num_nodes + 2)[1]
+    return COST_BITS - nodes - math.frexp(largest)[1] if largest > 0 else 0

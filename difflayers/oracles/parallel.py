@@ -87,25 +87,34 @@ def run(oracle: Oracle, costs: np.ndarray, instances: list[Instance]) -> list[Ro
         The rows, in order; FAILED with a reason where a worker died.
     """
     workers = oracle.workers
-    if isinstance(workers, int):
-        if oracle.releases_gil and oracle.thread_safe:
-            key = (os.getpid(), "threads", workers)
-            if key not in _pools:
-                _pools[key] = ThreadPoolExecutor(workers, thread_name_prefix="difflayers")
-            return _on_threads(_pools[key], workers, oracle, costs, instances)
+    if isinstance(workers, (int, str)):
+        kind, count = _kind(oracle)
+        key = (os.getpid(), kind, count)
+        if kind == "threads":
+            pool = _pools.setdefault(key, ThreadPoolExecutor(count, thread_name_prefix="difflayers"))
+            return _on_threads(pool, count, oracle, costs, instances)
         if multiprocessing.current_process().daemon:  # may not start processes; its siblings are at work already
             return oracle._solve_rows(costs, instances, oracle.time_limit)
-        key = (os.getpid(), "processes", workers)
-        if key not in _pools:
-            from .processes import Processes
+        from .processes import Processes
 
-            _pools[key] = Processes(workers)
         identity, payload = pickled(oracle)
-        return _pools[key].solve(identity, payload, _chunks(oracle, costs, instances, workers))
+        return _pools.setdefault(key, Processes(count)).solve(
+            identity, payload, _chunks(oracle, costs, instances, count)
+        )
     count = getattr(workers, "_max_workers", UNKNOWN_WORKERS)
     if isinstance(workers, ThreadPoolExecutor):
         return _on_threads(workers, count, oracle, costs, instances)
     return _on_executor(workers, _chunks(oracle, costs, instances, count), oracle)
+
+
+def _kind(oracle: Oracle) -> tuple[str, int]:
+    """Threads or processes, and how many: as asked for, else what the solver's hold on the lock suggests."""
+    if isinstance(oracle.workers, str):
+        kind, _, count = oracle.workers.partition(":")
+        if kind == "threads" and not oracle.thread_safe:
+            raise ValueError(f"{oracle.name}: this oracle is not thread-safe, got workers={oracle.workers!r}")
+        return kind, int(count)
+    return "threads" if oracle.releases_gil and oracle.thread_safe else "processes", oracle.workers
 
 
 def _on_threads(

@@ -59,6 +59,3 @@ class Permutation(Oracle):
         ranks = np.empty(costs.shape)
         np.put_along_axis(ranks, order, np.broadcast_to(np.arange(1.0, self.n + 1), costs.shape), axis=1)
         return [Row(solution, Status.OPTIMAL) for solution in ranks]
-
-    def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
-        return self._solve_rows(cost[None], [instance], None)[0]

@@ -67,7 +67,8 @@ class ShortestPath(Oracle):
         self, edges: Any, source: int, target: int, *, num_nodes: int, allow_negative: bool = False, **settings: Any
     ) -> None:
         super().__init__(**settings)
-        self.edges, self.num_nodes = checked_edges(self.name, edges, num_nodes)
+        self.num_nodes = _checks.integer(self.name, "num_nodes", num_nodes, minimum=1)
+        self.edges = checked_edges(self.name, edges, self.num_nodes)
         self.source = _checks.integer(self.name, "source", source, minimum=0, maximum=self.num_nodes - 1)
         self.target = _checks.integer(self.name, "target", target, minimum=0, maximum=self.num_nodes - 1)
         self.allow_negative = _checks.boolean(self.name, "allow_negative", allow_negative)
@@ -111,10 +112,6 @@ class ShortestPath(Oracle):
         for row, (status, reason) in paths.failures.items():
             rows[row] = Row(None, status, reason=reason)
         return rows
-
-    def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
-        limit = None if deadline is None else max(0.0, deadline - time.monotonic())
-        return self._solve_rows(cost[None], [instance], limit)[0]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**super().__getstate__(), "_prepared": None}  # quicker to rebuild than to send

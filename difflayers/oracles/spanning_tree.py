@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from .. import _checks
+from ._ortools import solver_module
 from .base import Instance, Oracle
-from .graph import checked_edges, checked_mask, solver_module
+from .graph import checked_edges, checked_mask
 from .result import Row, Status
 
 __all__ = ["MinimumSpanningTree"]
@@ -51,7 +53,8 @@ class MinimumSpanningTree(Oracle):
 
     def __init__(self, edges: Any, num_nodes: int, **settings: Any) -> None:
         super().__init__(**settings)
-        self.edges, self.num_nodes = checked_edges(self.name, edges, num_nodes)
+        self.num_nodes = _checks.integer(self.name, "num_nodes", num_nodes, minimum=1)
+        self.edges = checked_edges(self.name, edges, self.num_nodes)
         low, high = self.edges.min(axis=1, initial=num_nodes), self.edges.max(axis=1, initial=0)
         keys = low * self.num_nodes + high
         by_pair = np.argsort(keys, kind="stable")
@@ -109,6 +112,3 @@ class MinimumSpanningTree(Oracle):
         forest = solver_module(self.name, "scipy.sparse.csgraph").minimum_spanning_tree(union).tocoo()
         row = forest.row // nodes
         solutions[row, order[row, forest.data.astype(np.int64) - 1]] = 1.0
-
-    def _solve_row(self, cost: np.ndarray, instance: Instance, deadline: float | None) -> Row:
-        return self._solve_rows(cost[None], [instance], None)[0]

@@ -11,9 +11,9 @@ from .. import _checks
 from ._cp_sat import SatModel
 from ._graphs import complete_edges, components
 from ._held_karp import shortest_tours
-from ._ortools import PerThread
 from ._routing import heuristic_seconds, routes
 from .base import Instance, Oracle
+from .per_thread import PerThread
 from .result import Row, Status
 
 __all__ = ["TravelingSalesman"]

@@ -10,9 +10,10 @@ import numpy as np
 from .. import _checks
 from ._cp_sat import SatModel
 from ._graphs import complete_edges
-from ._ortools import PerThread, array, integer_sizes
+from ._ortools import array, integer_sizes
 from ._routing import heuristic_seconds, routes
 from .base import Instance, Oracle
+from .per_thread import PerThread
 from .result import Row, Status
 
 __all__ = ["VehicleRouting"]

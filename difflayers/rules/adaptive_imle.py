@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import _checks
 from .imle import IMLE
@@ -11,7 +11,7 @@ from .imle import IMLE
 __all__ = ["AdaptiveIMLE"]
 
 
-class AdaptiveIMLE(IMLE):
+class AdaptiveIMLE(IMLE, nn.Module):
     r"""`IMLE` whose step adapts so that each sample changes about one entry of its solution.
 
     The length of the step is $\lambda = \beta \lVert c \rVert / \lVert g \rVert$, norms over the whole batch. After
@@ -24,9 +24,11 @@ class AdaptiveIMLE(IMLE):
     As in `IMLE`, samples are averaged and the difference is divided by $\lambda$. Rows without a solution count
     for nothing; rows without an incoming gradient count as N = 0; a batch without any gradient changes nothing.
 
+    The rule is a module without parameters: $\beta$ and $\bar N$ are in its `state_dict`, and so in that of the
+    `SolverLayer` and the model that it is part of; training goes on from a checkpoint as if it had not stopped.
+
     Args:
-        beta: the initial $\beta \ge 0$; the attribute `beta` is the current one. It belongs to the rule and is in no
-            `state_dict`: pass it again to go on from a checkpoint.
+        beta: the initial $\beta \ge 0$; the attribute `beta` is the current one.
         step: s.
         decay: $\gamma$, of the running mean $\bar N$ (attribute `nonzeros`, initially 1).
         target: t.
@@ -70,7 +72,8 @@ class AdaptiveIMLE(IMLE):
         terms: int = 10,
         symmetric: bool = False,
     ) -> None:
-        super().__init__(1.0, k=k, sigma=sigma, samples=samples, terms=terms, symmetric=symmetric)
+        nn.Module.__init__(self)  # before anything is set
+        IMLE.__init__(self, 1.0, k=k, sigma=sigma, samples=samples, terms=terms, symmetric=symmetric)
         self.beta = _checks.number(self.name, "beta", beta, minimum=0.0)
         self.step = _checks.number(self.name, "step", step, above=0.0)
         self.decay = _checks.number(self.name, "decay", decay, minimum=0.0, below=1.0)
@@ -83,6 +86,14 @@ class AdaptiveIMLE(IMLE):
             f"k={self.k:g}, sigma={self.sigma:g}, samples={self.samples}, terms={self.terms}, "
             f"symmetric={self.symmetric})"
         )
+
+    def get_extra_state(self) -> Tensor:
+        """Beta and the running mean of changed entries, in float64 whatever the model is cast to."""
+        return torch.tensor([self.beta, self.nonzeros], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Goes on from what `get_extra_state` returned."""
+        self.beta, self.nonzeros = state.tolist()
 
     def _length(self, costs: Tensor, gradient: Tensor) -> float:
         costs, gradient = costs.cpu().double(), gradient.cpu().double()  # squares of small float32 numbers are 0

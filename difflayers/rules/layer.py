@@ -17,7 +17,8 @@ class SolverLayer(nn.Module):
 
     Args:
         oracle: what to minimise over; see `difflayers.oracles`.
-        rule: how gradients pass; see `difflayers.rules`.
+        rule: how gradients pass; see `difflayers.rules`. One that is a module, as `AdaptiveIMLE` is, brings its state
+            into the layer's `state_dict`.
 
     Returns:
         Of a call with costs `[..., *cost_shape]`: solutions of that shape and dtype.
@@ -58,4 +59,5 @@ class SolverLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings, as repr shows them."""
-        return f"oracle={type(self.oracle).__name__}{self.oracle.cost_shape}, rule={self.rule!r}"
+        oracle = f"oracle={type(self.oracle).__name__}{self.oracle.cost_shape}"
+        return oracle if isinstance(self.rule, nn.Module) else f"{oracle}, rule={self.rule!r}"  # modules are listed

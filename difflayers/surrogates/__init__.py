@@ -5,6 +5,7 @@ from .contrastive_map import ContrastiveMAP
 from .convex import ConvexLayer
 from .fenchel_young import FenchelYoung
 from .listwise_ranking import ListwiseRanking
+from .local_search import LocalSearch
 from .maximum_optimality_margin import MaximumOptimalityMargin
 from .nce import NCE
 from .objective import ObjectiveError
@@ -27,6 +28,7 @@ __all__ = [
     "ConvexLayer",
     "FenchelYoung",
     "ListwiseRanking",
+    "LocalSearch",
     "MaximumOptimalityMargin",
     "ObjectiveError",
     "PairwiseRanking",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,18 +16,27 @@ ELITE = 16
 
 def keys(solutions: Tensor) -> list[bytes]:
     """One key for every row; solutions that differ by rounding (a solver's 0.9999999) share theirs."""
-    rows = (solutions.detach().double().flatten(1) * 1e6).round().cpu() + 0.0  # + 0.0 makes -0 a 0
-    return [row.tobytes() for row in rows.numpy()]
+    rows = solutions.detach().flatten(1).to(device="cpu", dtype=torch.float64).numpy()
+    return [row.tobytes() for row in np.rint(1e6 * rows) + 0.0]  # + 0.0 makes -0 a 0
 
 
 @dataclass
 class Entry:
-    """A solution, its value, the costs it minimises, and the objective's gradient at it where known."""
+    """A solution and what is known about it.
+
+    Attributes:
+        solution: `[*cost_shape]`.
+        value: the objective's.
+        costs: that it minimises, or None.
+        slope: the objective's gradient there, of unit scale, or None.
+        binary: whether the solution is of zeros and ones.
+    """
 
     solution: Tensor
     value: float
     costs: Tensor | None
-    gradient: Tensor | None
+    slope: Tensor | None
+    binary: bool
 
 
 class Memory:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .. import _checks
 from ..errors import Error
 
 __all__ = ["GRADIENTS", "Objective", "ObjectiveError"]
@@ -87,6 +88,8 @@ class Objective:
         return values if values.is_floating_point() else values.double()
 
     def _cleaned(self, values: Tensor, gradients: Tensor, solutions: Tensor) -> tuple[Tensor, Tensor]:
+        if _checks.all_finite(gradients) and _checks.all_finite(values):
+            return values, gradients  # nearly always
         bad = ~gradients.isfinite()
         rows = bad.flatten(1).any(1) & values.isfinite()  # at infinite values no gradient is expected
         return self._report(values, rows, solutions), torch.where(bad, 0.0, gradients)

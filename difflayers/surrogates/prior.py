@@ -17,6 +17,7 @@ from .objective import Objective
 from .result import SurCoRecord, SurCoResult
 from .search import unit
 from .surco import SurCo
+from .tied import TiedCosts
 
 __all__ = ["PriorRecord", "SurCoPrior"]
 
@@ -46,7 +47,10 @@ class SurCoPrior:
 
     $$\min_\theta \sum_i f(x^*(c_\theta(y_i)); y_i),$$
 
-    through the gradient rule of the oracle. Costs are scaled to root mean square 1 before they are solved.
+    through the gradient rule of the oracle. Costs are scaled to root mean square 1 before they are solved. With
+    `penalty`, every training instance has costs of its own, which alone follow the objective,
+
+    $$\min_{\theta, c} \sum_i f(x^*(c_i); y_i) + \lambda \|c_i - c_\theta(y_i)\|.$$
 
     Args:
         network: a module, instance -> costs `[*cost_shape]`; for oracles with nonnegative costs it must end in
@@ -56,6 +60,8 @@ class SurCoPrior:
         objective_gradient: "autograd", "score" (antithetic noise on the costs; needs no gradient of the objective
             and no rule), or a function `(solutions[B, *cost_shape], instance) -> gradients` of that shape.
         noise, samples: of "score", as in `SurCo`.
+        penalty: lambda, at least 0; None = the network's costs are solved themselves. The gradient by the solutions
+            has unit scale, so that the same lambda suits objectives of all scales.
 
     Returns:
         Of `fit`: the history, with the network trained in place; of `solve`: a `SurCoResult`.
@@ -71,7 +77,7 @@ class SurCoPrior:
 
     References:
         Ferber, Huang, Zha, Schubert, Steiner, Dilkina, Tian, "SurCo: Learning Linear Surrogates for Combinatorial
-        Nonlinear Optimization Problems", ICML 2023, arXiv 2210.12547, eq. 7 and Algorithms 2-4.
+        Nonlinear Optimization Problems", ICML 2023, arXiv 2210.12547, eq. 5 (penalty), eq. 7 and Algorithms 2-4.
 
     Example:
         >>> import torch, difflayers as dl
@@ -100,6 +106,7 @@ class SurCoPrior:
         objective_gradient: Any = "autograd",
         noise: float = 0.5,
         samples: int = 8,
+        penalty: float | None = None,
     ) -> None:
         name = self.name
         if not isinstance(network, nn.Module):
@@ -117,6 +124,7 @@ class SurCoPrior:
         self.network, self.oracle, self.rule, self.objective_gradient = network, oracle, rule, objective_gradient
         self.noise = _checks.number(name, "noise", noise, above=0.0)
         self.samples = _checks.integer(name, "samples", samples, minimum=2)
+        self.penalty = None if penalty is None else _checks.number(name, "penalty", penalty, minimum=0.0)
 
     def fit(
         self,
@@ -171,19 +179,24 @@ class SurCoPrior:
         first = self.measure(measured, objective)
         history = [PriorRecord(0, math.nan, first, first, time.perf_counter() - started)]
         weights = copy.deepcopy(self.network.state_dict())
+        tied = None if self.penalty is None else self._tied(name, instances, self.penalty)
         bar = _bar(name, epochs) if _checks.boolean(name, "progress", progress) else None
         try:
             for epoch in range(1, epochs + 1):
                 total, seen = 0.0, 0
                 order = torch.randperm(len(instances), generator=generator, device=getattr(generator, "device", "cpu"))
-                for rows in order.split(batch_size):
+                for rows in map(Tensor.tolist, order.split(batch_size)):
                     if limit is not None and time.perf_counter() - started >= limit:
                         break
-                    batch = [instances[int(row)] for row in rows]
+                    batch = [instances[row] for row in rows]
                     optimizer.zero_grad()
-                    total += len(batch) * self._backward(name, batch, objective, generator)
+                    costs = unit(self._costs(name, batch))
+                    solved = costs if tied is None else tied.of(rows, costs)
+                    total += len(batch) * self._backward(name, batch, solved, objective, generator)
                     seen += len(batch)
                     optimizer.step()
+                    if tied is not None:
+                        tied.step(rows)
                 if seen == 0:
                     break
                 value = self.measure(measured, objective)
@@ -292,9 +305,19 @@ class SurCoPrior:
     def _objective(self, name: str, objective: Any, instance: Any, gradient: Any) -> Objective:
         return Objective(name, lambda solutions: objective(solutions, instance), gradient, "raise")
 
-    def _backward(self, name: str, batch: list[Any], objective: Any, generator: torch.Generator | None) -> float:
-        """Adds the gradient of the mean objective to the network's parameters; returns that mean."""
-        costs = unit(self._costs(name, batch))
+    @torch.no_grad()
+    def _tied(self, name: str, instances: Sequence[Any] | Tensor, penalty: float) -> TiedCosts:
+        rows = [instances[row] for row in range(len(instances))]
+        costs = [unit(self._costs(name, [row]))[0] for row in rows]
+        return TiedCosts(costs, [self._is_nonnegative(row) for row in rows], penalty)
+
+    def _is_nonnegative(self, instance: Any) -> bool:
+        return getattr(self._oracle(instance), "cost_domain", "any") == "nonnegative"
+
+    def _backward(
+        self, name: str, batch: list[Any], costs: Tensor, objective: Any, generator: torch.Generator | None
+    ) -> float:
+        """Adds the gradient of the mean objective to what the costs come from; returns that mean."""
         if self.objective_gradient == "score":
             return self._backward_score(name, batch, costs, objective, generator)
         solutions = self._solve(batch, costs, lambda oracle, rows: self.rule(oracle, rows, generator=generator))
@@ -322,7 +345,7 @@ class SurCoPrior:
         for sign in (1.0, -1.0):
             for pair in range(pairs):
                 moved = self.noise * sign * noise[pair]
-                nonnegative = [getattr(self._oracle(y), "cost_domain", "any") == "nonnegative" for y in batch]
+                nonnegative = [self._is_nonnegative(instance) for instance in batch]
                 fixed = costs.detach()
                 rows = torch.stack(
                     [c * m.exp() if n else c + m for c, m, n in zip(fixed, moved, nonnegative, strict=True)]

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import _checks
 from .budget import Budget, Exhausted
 from .memory import Entry, Memory, keys
 from .objective import Objective
 
-__all__ = ["Search", "unit"]
+__all__ = ["Evaluator", "Search", "unit"]
 
 
 def unit(costs: Tensor) -> Tensor:
     """Every row divided by its root mean square; rows of zeros stay."""
     flat = costs.flatten(1)
-    size = flat.abs().amax(1, keepdim=True).clamp(min=torch.finfo(costs.dtype).tiny)
-    flat = flat / size  # first by the largest, so that squares neither overflow nor vanish
-    scale = flat.square().mean(1, keepdim=True).sqrt()
-    return torch.where(scale > 0, flat / scale.clamp(min=1e-30), flat).reshape(costs.shape)
+    # first by the largest, so that squares neither overflow nor vanish; clamped for rows of zeros
+    flat = flat / flat.abs().amax(1, keepdim=True).clamp(min=torch.finfo(costs.dtype).tiny)
+    length = torch.linalg.vector_norm(flat, dim=1, keepdim=True).clamp(min=0.5)  # at least 1, but in rows of zeros
+    return (flat * (math.sqrt(flat.shape[1]) / length)).reshape(costs.shape)
 
 
 class Search:
@@ -50,7 +51,8 @@ class Search:
         self.objective, self.budget, self.memory, self.generator = objective, budget, memory, generator
         self.nonnegative = getattr(oracle, "cost_domain", "any") == "nonnegative"
         self.dims = len(oracle.cost_shape)
-        self.pending: list[tuple[Tensor, Tensor | None]] = []
+        self.pending: list[tuple[list[bytes], Tensor, Tensor]] = []
+        self.noted: list[bytes | None] = []  # the keys of the rows solved last; None = no solution
         self.failed = 0
         self.oracle = self._recorded(oracle)
 
@@ -79,9 +81,17 @@ class Search:
         return recorded
 
     def _note(self, costs: Tensor, solutions: Tensor) -> None:
-        found = solutions.flatten(1).isfinite().all(1)
-        self.failed += int((~found).sum())
-        self.pending.append((solutions[found].to(self.like), costs[found].to(self.like)))  # some rules solve in float64
+        costs, solutions = costs.to(self.like), solutions.to(self.like)  # some rules solve in float64
+        names = keys(solutions)
+        self.noted = [*names]
+        if not _checks.all_finite(solutions):
+            found = solutions.flatten(1).isfinite().all(1)
+            good = found.tolist()
+            self.noted = [name if there else None for name, there in zip(names, good, strict=True)]
+            names = [name for name in self.noted if name is not None]
+            self.failed += len(good) - len(names)
+            costs, solutions = costs[found], solutions[found]
+        self.pending.append((names, solutions, costs))
 
     def project(self, costs: Tensor) -> Tensor:
         """Costs that the search made up, moved into the oracle's domain."""
@@ -96,65 +106,79 @@ class Search:
         noise = scale * self.noise(costs)
         return costs * noise.exp() if self.nonnegative else costs + noise
 
+    def neutral(self, like: Tensor) -> Tensor:
+        """Costs that, disturbed at scale 1, are nothing but noise."""
+        return torch.ones_like(like) if self.nonnegative else torch.zeros_like(like)
+
     def guess(self, like: Tensor) -> Tensor:
         """Random costs of unit scale."""
-        noise = self.noise(like)
-        return noise.exp() if self.nonnegative else noise
+        return self.disturbed(self.neutral(like), 1.0)
 
     def solve(self, costs: Tensor) -> tuple[Tensor, list[bytes | None]]:
         """Solutions of costs `[S, *cost_shape]`, and their keys; None where there is no solution."""
         solutions = self.oracle.solve(self.project(costs))
-        found = solutions.flatten(1).isfinite().all(1).tolist()
-        return solutions, [key if good else None for key, good in zip(keys(solutions), found, strict=True)]
+        return solutions, self.noted
 
     def flush(self) -> None:
         """Evaluates the solutions noted since the last time, each but once, as far as the budget goes."""
         pending, self.pending = self.pending, []
-        for solutions, costs in pending:
-            self.evaluate(solutions, costs)
+        if len(pending) == 1:
+            names, solutions, costs = pending[0]
+            self.evaluate(solutions, costs, names)
+        elif pending:
+            names = [name for names, _, _ in pending for name in names]
+            self.evaluate(torch.cat([x for _, x, _ in pending]), torch.cat([c for _, _, c in pending]), names)
 
-    def evaluate(self, solutions: Tensor, costs: Tensor | None = None) -> list[float]:
+    def evaluate(self, solutions: Tensor, costs: Tensor | None = None, names: list[bytes] | None = None) -> list[float]:
         """Values of feasible solutions `[B, *cost_shape]`; only those not in memory are computed, and counted."""
-        names = keys(solutions)
+        names = keys(solutions) if names is None else names
+        entries = self.memory.entries
+        known = {key: entries[key].value for key in names if key in entries}
         new: dict[bytes, int] = {}
         for row, key in enumerate(names):
-            if key not in self.memory.entries:
+            if key not in known:
                 new.setdefault(key, row)
-        known = {key: self.memory.entries[key].value for key in names if key in self.memory.entries}
         if new:
             allowed = self.budget.left("evaluations", len(new))
             chosen = dict(list(new.items())[:allowed])
-            rows = solutions[list(chosen.values())].detach().clone()
+            which = list(chosen.values())
+            rows = solutions[which].detach()
             self.budget.spend("evaluations", allowed)
             values, gradients = self.objective(rows)
-            for place, (key, row) in enumerate(chosen.items()):
-                known[key] = float(values[place])
-                cost = None if costs is None else costs[row].detach().clone()
-                gradient = None if gradients is None else gradients[place]
-                self.memory.add(key, Entry(rows[place], known[key], cost, gradient))
+            known.update(zip(chosen, values.tolist(), strict=True))
+            binary = ((rows == 0) | (rows == 1)).flatten(1).all(1).tolist()
+            none = [None] * allowed
+            minimised = none if costs is None else costs[which].detach().unbind()
+            slopes = none if gradients is None else unit(gradients).unbind()
+            for key, row, cost, slope, whole in zip(chosen, rows.unbind(), minimised, slopes, binary, strict=True):
+                self.memory.add(key, Entry(row, known[key], cost, slope, whole))
             if allowed < len(new):
                 raise Exhausted("evaluations")
         return [known[key] for key in names]
 
-    def gradient(self, entry: Entry) -> Tensor:
-        """The objective's gradient at a solution in memory, zero where there is none."""
-        if self.objective.gradient == "fitted":
-            return self.memory.fitted_gradient(entry.solution)  # afresh: the model improves with the solutions seen
-        if entry.gradient is None:
-            if not callable(self.objective.gradient):
-                return torch.zeros_like(entry.solution)
-            entry.gradient = self.objective.gradients(entry.solution[None])[0]
-        return entry.gradient
+    def slopes(self, entries: list[Entry]) -> Tensor:
+        """The objective's gradients, of unit scale, at solutions in memory; zero where there is none."""
+        if self.objective.gradient == "fitted":  # afresh: the model improves with the solutions seen
+            return unit(torch.stack([self.memory.fitted_gradient(entry.solution) for entry in entries]))
+        if callable(self.objective.gradient):
+            unknown = {id(entry): entry for entry in entries if entry.slope is None}
+            if unknown:
+                at = torch.stack([entry.solution for entry in unknown.values()])
+                for entry, slope in zip(unknown.values(), unit(self.objective.gradients(at)).unbind(), strict=True):
+                    entry.slope = slope
+        return torch.stack([torch.zeros_like(self.like) if entry.slope is None else entry.slope for entry in entries])
 
-    def gradients_at(self, solutions: Tensor) -> Tensor:
-        """Gradients at what a rule returned: feasible solutions, from memory, or averages of them, evaluated."""
+    def slopes_at(self, solutions: Tensor, names: list[bytes]) -> Tensor:
+        """Slopes at what a rule returned: feasible solutions, from memory, or averages of them, evaluated."""
+        entries = self.memory.entries
+        if all(key in entries for key in names):
+            return self.slopes([entries[key] for key in names]).to(solutions)
         result = torch.zeros_like(solutions)
-        averages = []
-        for row, key in enumerate(keys(solutions)):
-            if key in self.memory.entries:
-                result[row] = self.gradient(self.memory.entries[key])
-            elif bool(solutions[row].isfinite().all()):
-                averages.append(row)
+        known = [row for row, key in enumerate(names) if key in entries]
+        if known:
+            result[known] = self.slopes([entries[names[row]] for row in known]).to(solutions)
+        finite = solutions.flatten(1).isfinite().all(1).tolist()
+        averages = [row for row, key in enumerate(names) if key not in entries and finite[row]]
         if averages and self.objective.gradient == "fitted":
             for row in averages:
                 result[row] = self.memory.fitted_gradient(solutions[row])
@@ -167,19 +191,41 @@ class Search:
                 result[allowed] = found
             if len(allowed) < len(averages):
                 raise Exhausted("evaluations")
-        return result
+        return unit(result)
 
-    def polish(self, polish: Callable[..., Any], solution: Tensor) -> None:
-        """Hands a solution to the user's local search; whatever that evaluates is remembered."""
 
-        def evaluate(candidates: Tensor) -> Tensor:
-            if not isinstance(candidates, Tensor) or candidates.shape[1:] != solution.shape:
-                came = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
-                raise ValueError(
-                    f"{self.objective.function}: polish must evaluate candidates of shape "
-                    f"[B, {', '.join(map(str, solution.shape))}], got {came}"
-                )
-            values = self.evaluate(candidates.to(solution))
-            return torch.tensor(values, dtype=torch.float64)
+class Evaluator:
+    """What a local search gets: called with candidates `[B, *cost_shape]`, it returns their values, float64 `[B]`.
 
-        polish(solution.clone(), evaluate)
+    Whatever it evaluates is remembered and counted.
+
+    Attributes:
+        generator: of the search's noise.
+        optima: for the local search to remember, from one call to the next, where it need not begin again.
+    """
+
+    def __init__(self, search: Search) -> None:
+        self.search, self.generator = search, search.generator
+        self.optima: dict[bytes, float] = {}
+
+    def __call__(self, candidates: Tensor) -> Tensor:
+        search, shape = self.search, self.search.like.shape
+        if not isinstance(candidates, Tensor) or candidates.dim() == 0 or candidates.shape[1:] != shape:
+            came = tuple(candidates.shape) if isinstance(candidates, Tensor) else type(candidates).__name__
+            raise ValueError(
+                f"{search.objective.function}: polish must evaluate candidates of shape "
+                f"[B, {', '.join(map(str, shape))}], got {came}"
+            )
+        return torch.tensor(search.evaluate(candidates.to(search.like)), dtype=torch.float64)
+
+    @property
+    def best(self) -> Tensor:
+        """The best solution seen so far."""
+        best = self.search.memory.best
+        assert best is not None  # nothing is polished before there is a solution
+        return best.solution.clone()
+
+    def slope(self, solution: Tensor) -> Tensor:
+        """The objective's gradient at an evaluated solution, of unit scale; zero where there is none."""
+        entry = self.search.memory.entries.get(keys(solution[None])[0])
+        return torch.zeros_like(solution) if entry is None else self.search.slopes([entry])[0]

@@ -53,9 +53,11 @@ class SurCo:
         noise: scale of the disturbances: a factor exp(noise * normal) for oracles with nonnegative costs.
         samples: noisy solves of one start in a step of "score".
         memory: how many evaluated solutions to remember, at least 64.
-        polish: a local search: `polish(solution, evaluate)` gets a start's best solution before each restart, and
-            may call `evaluate(candidates[B, *cost_shape]) -> float64 values [B]` as often as it likes. Candidates
-            must be feasible; they count as evaluations, and the best of them may be what `solve` returns.
+        polish: a local search, `LocalSearch(neighbors)` or your own: `polish(solution, evaluate)` gets a start's best
+            solution before each restart, and may call `evaluate(candidates[B, *cost_shape]) -> float64 values [B]` as
+            often as it likes; `evaluate.best` is the best solution seen, `evaluate.slope(solution)` the gradient of
+            unit scale. Candidates must be feasible; they count as evaluations, and the best of them may be what
+            `solve` returns.
         on_nan: "raise" (`ObjectiveError`, which carries the solution and the result so far) or "skip" (counted in the
             history), where f or its gradient is NaN. +inf is a value like any other.
 

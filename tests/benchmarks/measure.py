@@ -6,7 +6,7 @@ import gc
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -71,8 +71,8 @@ def saved_floats(function: Callable[[torch.Tensor], torch.Tensor], x: torch.Tens
     return sum(seen.values()) // 4
 
 
-def machine() -> list[str]:
-    """The machine and the versions, a line each."""
+def machine(peers: Sequence[str] = ("diffsort", "difftopk", "torchsort", "reinmax")) -> list[str]:
+    """The machine and the versions, those of the peers included, a line each."""
     processor = platform.processor()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -81,7 +81,7 @@ def machine() -> list[str]:
     import difflayers
 
     versions = [f"torch {torch.__version__}", f"difflayers {difflayers.__version__}"]
-    for peer in ("diffsort", "difftopk", "torchsort", "reinmax"):
+    for peer in peers:
         try:
             versions.append(f"{peer} {version(peer)}")
         except PackageNotFoundError:

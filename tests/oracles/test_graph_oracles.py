@@ -392,6 +392,26 @@ def test_scaling_of_flow_costs_is_honest():
 
 
 @ort
+@pytest.mark.parametrize("n", [3, 10, 20])
+def test_flow_costs_with_all_their_bits(n):
+    """float64 costs in larger graphs, which OR-Tools refuses where they are scaled too far."""
+    optimize = pytest.importorskip("scipy.optimize")
+    edges = torch.cat([grid_edges(n, n), grid_edges(n, n).flip(1)])
+    tails, heads = edges.numpy().T
+    supplies = np.zeros(n * n)
+    supplies[0], supplies[-1] = 3.0, -3.0
+    incidence = np.zeros((n * n, len(edges)))
+    np.add.at(incidence, (tails, np.arange(len(edges))), 1.0)
+    np.add.at(incidence, (heads, np.arange(len(edges))), -1.0)
+    for low in (0.0, -0.2):
+        costs = random(8, len(edges), seed=n, low=low) * 3.7
+        result = MinCostFlow(edges, [2] * len(edges), supplies, num_nodes=n * n).solve_batch(costs)
+        assert (result.status == Status.OPTIMAL).all()
+        reference = optimize.linprog(costs[0].numpy(), A_eq=incidence, b_eq=supplies, bounds=(0, 2))
+        torch.testing.assert_close(result.objective[0].item(), reference.fun, rtol=1e-9, atol=1e-9)
+
+
+@ort
 @pytest.mark.parametrize(
     ("capacities", "supplies", "message"),
     [
@@ -496,3 +516,7 @@ def test_with_parameters_keeps_the_settings():
     for name in ("on_failure", "time_limit", "workers", "cache"):
         assert getattr(other, name) == getattr(oracle, name)
     assert oracle.parameters == {}
+
+
+def test_no_rows_need_no_solver():
+    assert GridShortestPath((3, 4), neighbors=8).solve(torch.zeros(2, 0, 3, 4)).shape == (2, 0, 3, 4)

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from difflayers import oracles
-from difflayers.oracles import _ortools, _routing
+from difflayers.oracles import Oracle, PerThread, _ortools, _routing
 
 ORACLES = {
     "Knapsack": lambda **settings: oracles.Knapsack([3, 5, 4, 2], 8, **settings),
@@ -74,6 +74,8 @@ def test_the_clash_with_highspy_is_explained(monkeypatch):
     monkeypatch.setattr(importlib, "import_module", clash)
     with pytest.raises(ImportError, match=r"pip install 'highspy<1\.15', or import ortools before cvxpy"):
         _ortools.load("ortools.sat.python.cp_model")
+    with pytest.raises(ImportError, match=r"pip install 'highspy<1\.15', or import ortools before cvxpy"):
+        _ortools.solver_module("difflayers.oracles.MinCostFlow", "ortools.graph.python.min_cost_flow")
 
 
 @pytest.mark.parametrize(
@@ -137,8 +139,16 @@ def test_negative_zeros_do_not_appear(name):
     assert not (solutions.signbit() & (solutions == 0)).any()
 
 
+def test_an_oracle_that_solves_nothing():
+    class Nothing(Oracle):
+        cost_shape = (2,)
+
+    with pytest.raises(TypeError, match="Nothing must define _solve_row or _solve_rows"):
+        Nothing()
+
+
 def test_models_per_thread():
-    models, built = _ortools.PerThread(), []
+    models, built = PerThread(), []
 
     def build():
         built.append(threading.get_ident())

@@ -165,11 +165,58 @@ def test_what_the_function_raises_comes_back(workers):
 
 
 def test_bad_workers():
-    for workers, error in ((0, ValueError), (True, TypeError), ("two", TypeError), (1.5, TypeError)):
+    for workers, error in ((0, ValueError), (True, TypeError), (1.5, TypeError)):
         with pytest.raises(error, match="argument 'workers' must be"):
             TopK(3, 1, workers=workers)
     with pytest.raises(TypeError, match=r"must be picklable, .*ThreadPoolExecutor"):
         FromCallable(lambda cost: cost, (3,), workers=2).solve(torch.rand(4, 3))
+
+
+def test_threads_or_processes_as_asked_for():
+    here, costs = os.getpid(), torch.rand(16, 2, dtype=torch.float64)
+    assert set(FromCallable(where, (2,), workers="threads:2").solve(costs)[:, 0].tolist()) == {here}
+    assert here not in FromCallable(where, (2,), workers="processes:2").solve(costs)[:, 0].tolist()
+    assert FromCallable(where, (2,), workers="processes:2").solve(costs[0])[0] != here  # a single row, too
+    free = FromCallable(where, (2,), workers="processes:2")
+    free.releases_gil = True  # for a number it would be threads
+    assert here not in free.solve(costs)[:, 0].tolist()
+    names = set()
+    oracle = FromCallable(lambda cost: names.add(threading.current_thread().name) or cost, (2,), workers="threads:2")
+    assert torch.equal(oracle.solve(costs), costs)
+    assert all(name.startswith("difflayers") for name in names)
+    oracle.thread_safe = False
+    with pytest.raises(ValueError, match="not thread-safe"):
+        oracle.solve(costs)
+
+
+@pytest.mark.parametrize("workers", ["threads", "processes:", "threads:0", "threads:-1", "gpu:2", "threads:2.5", ""])
+def test_bad_strings_of_workers(workers):
+    with pytest.raises(ValueError, match=r"'workers' as a string must be 'threads:N' or 'processes:N'.*got"):
+        TopK(3, 1, workers=workers)
+
+
+def test_a_small_cache_under_many_threads():
+    """Rows that one thread finds remembered must not vanish under it when another pushes them out."""
+    oracle = TopK(4, 2, cache=3)
+    batches = [torch.rand(4, 4, generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    expected = [TopK(4, 2).solve(batch) for batch in batches]
+    with ThreadPoolExecutor(8) as threads:
+        order = [i % 6 for i in range(600)]
+        for i, found in zip(order, threads.map(lambda i: oracle.solve(batches[i]), order), strict=True):
+            assert torch.equal(found, expected[i])
+
+
+def test_a_function_cannot_change_the_callers_costs():
+    def spoils(costs):
+        costs *= 0.0
+        return costs + 1.0
+
+    for batched in (False, True):
+        costs = torch.rand(3, 2, dtype=torch.float64)
+        before = costs.clone()
+        result = FromCallable(spoils, (2,), batched=batched).solve_batch(costs)
+        assert torch.equal(costs, before)
+        assert torch.equal(result.objective, before.sum(1))
 
 
 class Lossy(Executor):

@@ -1,6 +1,8 @@
 """Perturbed, IMLE and AdaptiveIMLE against closed forms of their expectations, and against plain restatements."""
 
+import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -226,3 +228,40 @@ def test_adaptive_rule_recovers_from_zero_and_ignores_batches_without_gradient()
     rule(oracle, costs)[0].backward()
     assert (rule.beta, rule.nonzeros) == (0.5, 0.0)
     assert_identical(costs.grad, torch.zeros(4))
+
+
+def test_training_goes_on_from_a_checkpoint(tmp_path):
+    def model():
+        rule = dl.rules.AdaptiveIMLE(beta=0.7, step=0.03, samples=3, sigma=0.4)
+        layer = dl.SolverLayer(dl.oracles.TopK(5, 2), rule=rule)
+        return torch.nn.Sequential(torch.nn.Linear(3, 5, dtype=torch.float64), layer)
+
+    def train(network, steps, generator):
+        inputs, gradients = torch.randn(4, 3, dtype=torch.float64, generator=generator), []
+        for _ in range(steps):
+            network.zero_grad()
+            network[1](network[0](inputs), generator=generator)[:, 0].sum().backward()
+            gradients.append(network[0].weight.grad.clone())
+        return gradients
+
+    generator = torch.Generator().manual_seed(0)
+    network = model()
+    train(network, 5, generator)
+    rule = network[1].rule
+    assert rule.beta != 0.7
+    assert rule.nonzeros != 1.0
+    torch.save({"model": network.state_dict(), "noise": generator.get_state()}, tmp_path / "checkpoint.pt")
+    expected = train(network, 5, generator)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    other, generator = model(), torch.Generator()
+    other.load_state_dict(saved["model"])
+    generator.set_state(saved["noise"])
+    for mine, theirs in zip(train(other, 5, generator), expected, strict=True):
+        assert_identical(mine, theirs)
+    assert (other[1].rule.beta, other[1].rule.nonzeros) == (rule.beta, rule.nonzeros)
+    assert network.half().state_dict()["1.rule._extra_state"].dtype == torch.float64
+    alone = dl.rules.AdaptiveIMLE()
+    alone.load_state_dict(rule.state_dict())
+    assert alone.beta == rule.beta
+    assert list(alone.parameters()) == []
+    assert copy.deepcopy(alone).beta == pickle.loads(pickle.dumps(alone)).beta == rule.beta

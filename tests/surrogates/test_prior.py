@@ -9,7 +9,9 @@ import torch
 from torch import nn
 
 from difflayers.oracles import TopK
+from difflayers.rules import Identity
 from difflayers.surrogates import SurCoPrior
+from difflayers.surrogates.tied import TiedCosts
 from tests.surrogates.problems import GridRoutes
 
 
@@ -57,6 +59,63 @@ def test_training_lowers_the_mean_objective(gradient):
     assert [record.objective for record in repeated] == [record.objective for record in history[:4]]
 
 
+def test_penalty_is_equation_5():
+    """Two epochs, against the formula: costs of every instance by Adam, the network by the penalty alone."""
+    instances, objective = family(count=5)
+    prior = SurCoPrior(network(), TopK(8, 3), rule=Identity(), penalty=0.3)
+    optimizer = torch.optim.SGD(prior.network.parameters(), 1e-4)  # too slow to change a solution
+    weights = []  # as fit ends with the best
+    keep = lambda record: weights.append({k: v.clone() for k, v in prior.network.state_dict().items()})  # noqa: E731
+    prior.fit(instances, objective, epochs=2, batch_size=5, optimizer=optimizer, callback=keep)
+    expected = network()
+    scaled = lambda c: c / c.square().mean(1, keepdim=True).sqrt()  # noqa: E731
+    own = scaled(expected(instances)).detach().requires_grad_()
+    adam = torch.optim.Adam([own], 0.1)
+    for _ in range(2):
+        distance = (scaled(own) - scaled(expected(instances))).square().sum(1)
+        penalty = 0.3 * torch.where(distance > 1e-9, distance.clamp(min=1e-9).sqrt(), 0.0).mean()
+        x = TopK(8, 3).solve(own.detach()).requires_grad_()
+        (slope,) = torch.autograd.grad(
+            torch.stack([objective(a, y) for a, y in zip(x, instances, strict=True)]).sum(), x
+        )
+        slope = slope / slope.square().mean().sqrt() / 5
+        through = Identity()(TopK(8, 3), scaled(own))
+        (penalty + (through * slope).sum()).backward()
+        adam.step()
+        adam.zero_grad()
+        with torch.no_grad():
+            for parameter in expected.parameters():
+                parameter -= 1e-4 * parameter.grad
+                parameter.grad = None
+    torch.testing.assert_close(weights[-1], dict(expected.state_dict()))
+    assert not torch.equal(weights[-1]["weight"], network().weight)
+
+
+def test_costs_of_their_own_stay_in_the_domain():
+    costs = torch.tensor([[1.0, 0.5], [0.05, 1.0]])
+    tied = TiedCosts(list(costs), [True, False], 0.0)
+    for _ in range(3):
+        tied.of([0, 1], costs)
+        for cost in tied.costs:
+            cost.grad = torch.ones(2)
+        tied.step([0, 1])
+    torch.testing.assert_close(tied.costs[0], torch.tensor([0.7, 0.2]))  # three steps of Adam
+    for _ in range(7):
+        tied.costs[0].grad = tied.costs[1].grad = torch.ones(2)
+        tied.step([0, 1])
+    assert tied.costs[0].min() == 0
+    assert tied.costs[1].min() < 0
+
+
+@pytest.mark.parametrize("gradient", ["autograd", "score"])
+def test_costs_of_their_own_train_the_network(gradient):
+    instances, objective = family()
+    prior = SurCoPrior(network(), TopK(8, 3), objective_gradient=gradient, penalty=0.1)
+    history = prior.fit(instances, objective, epochs=25, learning_rate=0.05, generator=seeded())
+    best = torch.stack([objective(every(8, 3), y).min() for y in instances]).mean().item()
+    assert history[-1].best < history[0].objective - 0.5 * (history[0].objective - best)
+
+
 def every(n, k):
     from tests.surrogates.problems import subsets
 
@@ -79,7 +138,8 @@ def test_refinement_never_makes_it_worse():
     assert improved > 0
 
 
-def test_oracles_by_instance_and_nonnegative_costs():
+@pytest.mark.parametrize("penalty", [None, 0.1])
+def test_oracles_by_instance_and_nonnegative_costs(penalty):
     grid = GridRoutes(3)
     instances = [(2, torch.tensor([0.5, 0.1])), (3, torch.tensor([0.2, 0.4]))]
     oracles = {2: GridRoutes(2).oracle(), 3: grid.oracle()}
@@ -97,7 +157,7 @@ def test_oracles_by_instance_and_nonnegative_costs():
         return (x @ torch.linspace(1, 2, x.shape[-1])).square() * instance[1].sum()
 
     torch.manual_seed(1)
-    prior = SurCoPrior(Network(), lambda instance: oracles[instance[0]])
+    prior = SurCoPrior(Network(), lambda instance: oracles[instance[0]], penalty=penalty)
     history = prior.fit(instances, objective, epochs=15, batch_size=1, learning_rate=0.05, generator=seeded())
     assert history[-1].best <= history[0].objective
     with pytest.raises(ValueError, match="batch_size=1"):
@@ -128,6 +188,8 @@ def test_interrupt_callback_and_validation():
 
 
 def test_bad_arguments():
+    with pytest.raises(ValueError, match="penalty"):
+        SurCoPrior(network(), TopK(8, 3), penalty=-1.0)
     instances, objective = family()
     with pytest.raises(TypeError, match=r"argument 'network' must be a torch\.nn\.Module"):
         SurCoPrior(lambda y: y, TopK(8, 3))

@@ -48,7 +48,7 @@ def test_tables_are_placed(tmp_path, capsys, monkeypatch):
     assert example.main([*arguments, "--out", str(tmp_path)]) == 0
     assert (tmp_path / "table_sharding.png").read_bytes()[:4] == b"\x89PNG"
     lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("T =")]
-    assert len(lines) == 4
+    assert len(lines) == 5
     tables = example.model(8, 3, torch.Generator().manual_seed(0))
     evaluate = example.Counted(tables, 5)
     placements = torch.eye(3, dtype=torch.float64)[torch.randint(3, (4, 8))]
