@@ -98,7 +98,7 @@ class TrainableGate(Gate):
         >>> import torch, difflayers as dl
         >>> gate = dl.TrainableGate(3, initial=torch.tensor([0.5, 0.0, -0.5]))
         >>> gate()
-        tensor([1., 1., 0.], grad_fn=<_StepBackward>)
+        tensor([1., 1., 0.], grad_fn=<AddBackward0>)
         >>> gate().sum().backward()
         >>> gate.weight.grad
         tensor([1., 1., 1.])
@@ -128,7 +128,7 @@ class TrainableGate(Gate):
     def forward(self) -> Tensor:
         """The gates' values, `[n]`."""
         if self.finite_m is None:
-            return _Step.apply(self.weight, self.shape)  # pyright: ignore[reportReturnType]
+            return _step(self.weight, self.shape)
         scaled = self.finite_m * self.weight
         sawtooth = (scaled - scaled.detach().floor()) / self.finite_m
         return (self.weight >= 0).to(self.weight.dtype) + sawtooth * self.shape(self.weight)
@@ -140,24 +140,15 @@ class TrainableGate(Gate):
         )
 
 
-class _Step(torch.autograd.Function):
-    """[w >= 0] with the gradient g(w)."""
+def _step(weight: Tensor, shape: Shape) -> Tensor:
+    """[w >= 0] with the gradient g(w) and the second derivative g'(w).
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, shape: Shape) -> Tensor:
-        return (weight >= 0).to(weight.dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.shape = inputs[1]
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (weight,) = ctx.saved_tensors
-        return gradients[0] * ctx.shape(weight), None
+    Of plain operations, because a torch.autograd.Function cannot be traced in all of torch's transforms: zero = w - w is
+    exactly 0 and has the derivative 1, and with d for it, the derivatives of d g(w + d / 2) at d = 0 are g and g'.
+    """
+    fixed = weight.detach()
+    zero = weight - fixed
+    return (fixed >= 0).to(weight.dtype) + zero * shape(fixed + zero / 2)
 
 
 class HardConcreteGate(Gate):
