@@ -1,16 +1,25 @@
 """Keeping or dropping: trainable gates on the channels of a model, and the surgery that makes it smaller."""
 
 from .attach import Gated, attach
+from .budget import BudgetLoss
+from .cost import Cost
 from .gate import BernoulliGate, Gate, HardConcreteGate, TrainableGate
+from .latency import measure_latency
+from .project import Projection, project
 from .prune import PruningError, prune
 
 __all__ = [
     "BernoulliGate",
+    "BudgetLoss",
+    "Cost",
     "Gate",
     "Gated",
     "HardConcreteGate",
+    "Projection",
     "PruningError",
     "TrainableGate",
     "attach",
+    "measure_latency",
+    "project",
     "prune",
 ]

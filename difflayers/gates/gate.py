@@ -60,6 +60,22 @@ class Gate(nn.Module, ABC):
         """Which gates are open for good, `[n]` bool."""
         return self.weight >= 0
 
+    @torch.no_grad()
+    def set_open(self, opened: Tensor) -> None:
+        """Writes weights of which `opened()` is this, `[n]` bool; those that are so already keep theirs."""
+        wrong = opened.to(self.weight.device) != self.opened()
+        margin = self.weight.abs().mean().clamp(min=1e-3, max=10.0)
+        for _ in range(20):  # gates whose threshold is not 0 need more
+            self.weight[wrong] = torch.where(opened.to(self.weight.device), margin, -margin)[wrong].to(
+                self.weight.dtype
+            )
+            if bool((self.opened() == opened.to(self.weight.device)).all()):
+                return
+            margin = margin * 2
+        raise ValueError(
+            f"difflayers.gates.{type(self).__name__}: no weight opens or closes every gate as 'set_open' asks; override it"
+        )
+
     def extra_repr(self) -> str:
         """The settings, as repr shows them."""
         return f"n={self.n}"

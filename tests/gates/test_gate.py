@@ -72,6 +72,7 @@ def test_double_backward_is_that_of_a_function_with_this_derivative(gradient):
     torch.testing.assert_close(second, 3 * SHAPES[gradient][1](WEIGHTS))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # jacfwd of torch 2.13 uses it
 @pytest.mark.parametrize("gradient", list(SHAPES))
 def test_functional_transforms(gradient):
     gate = made(gradient)
