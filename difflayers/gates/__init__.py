@@ -4,6 +4,7 @@ from .attach import Gated, attach
 from .budget import BudgetLoss
 from .cost import Cost
 from .gate import BernoulliGate, Gate, HardConcreteGate, TrainableGate
+from .fit import FitRecord, FitResult, fit, recalibrate_batch_norm
 from .latency import measure_latency
 from .project import Projection, project
 from .prune import PruningError, prune
@@ -12,6 +13,8 @@ __all__ = [
     "BernoulliGate",
     "BudgetLoss",
     "Cost",
+    "FitRecord",
+    "FitResult",
     "Gate",
     "Gated",
     "HardConcreteGate",
@@ -19,7 +22,9 @@ __all__ = [
     "PruningError",
     "TrainableGate",
     "attach",
+    "fit",
     "measure_latency",
     "project",
     "prune",
+    "recalibrate_batch_norm",
 ]

@@ -112,8 +112,8 @@ def project(
     target = _checks.number(name, "target", target, above=0, maximum=1)
     apply = _checks.boolean(name, "apply", apply)
     cost = Cost(gated, kind, table)
-    rounds = _by_group(name, "round_to", round_to, cost)
-    choices = Counts(cost, _scores(name, gated, scores), _floors(name, floors, cost, rounds), rounds)
+    rounds = _by_group(name, "round_to", round_to, gated)
+    choices = Counts(cost, _scores(name, gated, scores), floor_counts(name, gated, floors, round_to), rounds)
     lowest = float(choices.cost(choices.at(np.zeros(len(choices.names), dtype=int))[None])[0])
     # sums of shares are exact to a few ulp: 0.5 is to be reached by a half
     room = target * (1 + 1e-12)
@@ -302,28 +302,30 @@ def _scores(name: str, gated: Gated, scores: Mapping[str, Tensor] | None) -> dic
     return result
 
 
-def _by_group(name: str, what: str, value: int | Mapping[str, int], cost: Cost) -> dict[str, int]:
+def _by_group(name: str, what: str, value: int | Mapping[str, int], gated: Gated) -> dict[str, int]:
     if not isinstance(value, Mapping):
-        return dict.fromkeys(cost.sizes, _checks.integer(name, what, value, minimum=1))
-    strange = [group for group in value if group not in cost.sizes]
+        return dict.fromkeys(gated.groups, _checks.integer(name, what, value, minimum=1))
+    strange = [group for group in value if group not in gated.groups]
     if strange:
         raise ValueError(
-            f"{name}: argument '{what}' has '{strange[0]}', which is no group; they are {', '.join(cost.sizes)}"
+            f"{name}: argument '{what}' has '{strange[0]}', which is no group; they are {', '.join(gated.groups)}"
         )
-    return {group: _checks.integer(name, what, value.get(group, 1), minimum=1) for group in cost.sizes}
+    return {group: _checks.integer(name, what, value.get(group, 1), minimum=1) for group in gated.groups}
 
 
-def _floors(
-    name: str, floors: int | float | Mapping[str, int] | None, cost: Cost, rounds: dict[str, int]
+def floor_counts(
+    name: str, gated: Gated, floors: int | float | Mapping[str, int] | None, round_to: int | Mapping[str, int]
 ) -> dict[str, int]:
+    """How many units each group keeps at least."""
+    rounds = _by_group(name, "round_to", round_to, gated)
+    sizes = {group: value.size for group, value in gated.groups.items()}
     if floors is None or isinstance(floors, float):
         part = 1 / 16 if floors is None else _checks.number(name, "floors", floors, above=0, below=1)
-        wanted = {group: max(1, math.ceil(size * part - 1e-9)) for group, size in cost.sizes.items()}
+        wanted = {group: max(1, math.ceil(size * part - 1e-9)) for group, size in sizes.items()}
     else:
-        wanted = _by_group(name, "floors", floors, cost)
+        wanted = _by_group(name, "floors", floors, gated)
     return {
-        group: min(size, -(-min(wanted[group], size) // rounds[group]) * rounds[group])
-        for group, size in cost.sizes.items()
+        group: min(size, -(-min(wanted[group], size) // rounds[group]) * rounds[group]) for group, size in sizes.items()
     }
 
 
