@@ -6,6 +6,7 @@ from .cost import Cost
 from .gate import BernoulliGate, Gate, HardConcreteGate, TrainableGate
 from .fit import FitRecord, FitResult, fit, recalibrate_batch_norm
 from .latency import measure_latency
+from .plan import PrunePlan, plan
 from .project import Projection, project
 from .prune import PruningError, prune
 
@@ -19,11 +20,13 @@ __all__ = [
     "Gated",
     "HardConcreteGate",
     "Projection",
+    "PrunePlan",
     "PruningError",
     "TrainableGate",
     "attach",
     "fit",
     "measure_latency",
+    "plan",
     "project",
     "prune",
     "recalibrate_batch_norm",
