@@ -48,7 +48,7 @@ class BudgetLoss(nn.Module):
         As `difflayers.gates.Cost`: small beside a step of training. State dict: the schedule's.
 
     References:
-        Kim, Park, Jung, Choe, AAAI 2020, arXiv 1904.10921 (the loss); Bi, Xie, Wang, Wei, Tian, "GOLD-NAS: Gradual,
+        Kim, Park, Jung, Choe, AAAI 2020, arXiv 1904.10921 (the loss); Bi, Xie, Chen, Wei, Tian, "GOLD-NAS: Gradual,
         One-Level, Differentiable", 2020, arXiv 2007.03331 (the growing weight).
 
     Example:
