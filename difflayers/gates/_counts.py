@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .cost import Cost
@@ -25,15 +26,16 @@ class Counts:
     def __init__(self, cost: Cost, scores: dict[str, Tensor], floors: dict[str, int], round_to: dict[str, int]) -> None:
         self.names = list(cost.sizes)
         self.sizes = np.array([cost.sizes[name] for name in self.names])
-        self.order = {name: scores[name].argsort(descending=True, stable=True) for name in self.names}
+        self.order = {name: torch.argsort(scores[name], descending=True, stable=True) for name in self.names}
         self.sorted_scores = [scores[name][self.order[name]].double().numpy() for name in self.names]
         self.gains = [np.concatenate([[0.0], np.cumsum(score)]) for score in self.sorted_scores]
         self.allowed = [
             np.array([k for k in range(floors[name], size + 1) if k % round_to[name] == 0 or k == size])
             for name, size in cost.sizes.items()
         ]
-        self.amounts = cost.amounts.numpy(force=True)
-        self.rows = cost.rows.numpy(force=True)
+        buffers = dict(cost.named_buffers())
+        self.amounts = buffers["amounts"].numpy(force=True)
+        self.rows = buffers["rows"].numpy(force=True)
         self.tables: list[tuple[int, int, np.ndarray]] = []  # (factor, group, share by count)
         self.constants = np.array([factor.constant / factor.whole for factor in cost.factors] + [1.0])
         for i, factor in enumerate(cost.factors):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .. import _checks
@@ -18,11 +17,12 @@ __all__ = ["BudgetLoss"]
 class BudgetLoss(nn.Module):
     r"""What a model with gates costs above its budget.
 
-    $$L = \lambda\, \max(0,\; C(z) / C_{full} - \tau)^p, \qquad p = 1\ (\text{"linear"}) \text{ or } 2\ (\text{"squared"})$$
+    $$L = \lambda\, \max(0,\; C(z) / C_{full} - \tau)^p$$
 
-    with the share $C(z) / C_{full}$ of `difflayers.gates.Cost` at the gates' openness z. A loss alone does not meet a
-    budget, and under it whole layers close where channels are dear: `normalise="group"` scales the gradients so that the
-    mean unit of every group is pressed equally hard, and `difflayers.gates.project` makes the budget exact in the end.
+    with p = 1 ("linear") or 2 ("squared"); the share $C(z) / C_{full}$ is that of `difflayers.gates.Cost` at the gates'
+    openness z. A loss alone does not meet a budget, and under it whole layers close where channels are dear:
+    `normalise="group"` scales the gradients so that the mean unit of every group is pressed equally hard, and
+    `difflayers.gates.project` makes the budget exact in the end.
 
     Args:
         gated: of `difflayers.gates.attach`.
@@ -39,7 +39,8 @@ class BudgetLoss(nn.Module):
         growth: of the weight, above 1.
 
     Returns:
-        Of a call without arguments: the loss, a scalar of the gates' dtype. `share` is the model's share at the last call.
+        Of a call without arguments: the loss, a scalar of the gates' dtype. `share` is the model's share at the
+        last call.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
@@ -92,7 +93,7 @@ class BudgetLoss(nn.Module):
         self._scale = self._scales()
 
     def _scales(self) -> dict[str, float]:
-        """The factor of each group's gradient: with them, every group's mean gradient at the dense model is the mean."""
+        """The factor of each group's gradient: with them, all groups' mean gradients are equal at the dense model."""
         slopes = {name: float(slope.mean()) for name, slope in self.cost.marginal().items()}
         if self.normalise == "none":
             return dict.fromkeys(slopes, 1.0)

@@ -23,8 +23,8 @@ class Cost(nn.Module):
 
     $$\frac{1}{C} \sum_t a_t \prod_{d} \frac{c_d + \sum_{u} n_{du} z_u}{N_d}$$
 
-    over terms t (a layer's work, a parameter) and the dimensions d that its size is the product of; z is the openness of
-    the gates, C the cost of the dense model. The same as `Gated.cost`, with the sums laid out in advance.
+    over terms t (a layer's work, a parameter) and the dimensions d that its size is the product of; z is the openness
+    of the gates, C the cost of the dense model. The same as `Gated.cost`, with the sums laid out in advance.
 
     Args:
         gated: of `difflayers.gates.attach`.

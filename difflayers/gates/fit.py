@@ -77,9 +77,9 @@ def fit(
 ) -> FitResult:
     """Trains a model and its gates together, makes the budget exact, and trains what is left.
 
-    Until `freeze_at`, the loss is that of the task and of `BudgetLoss` with the gradual schedule; no group falls below its
-    floor. Then the gates are projected to the budget and frozen; the rest of the training goes to what they leave, and in
-    the end batch norms estimate their statistics anew. `difflayers.gates.prune(gated)` makes the result small.
+    Until `freeze_at`, the loss is that of the task and of `BudgetLoss` with the gradual schedule; no group falls below
+    its floor. Then the gates are projected to the budget and frozen; the rest of the training goes to what they leave,
+    and in the end batch norms estimate their statistics anew. `difflayers.gates.prune(gated)` makes the result small.
 
     Args:
         gated: of `difflayers.gates.attach`; trained in place.
@@ -88,8 +88,8 @@ def fit(
         target: the share of the dense model's cost, in (0, 1].
         epochs, steps: how long; one of them.
         kind, table, floors, round_to: see `project`.
-        optimizer: of the model's parameters; default Adam with `learning_rate`. Gates that are not in it have an Adam of
-            their own, with `gate_learning_rate`.
+        optimizer: of the model's parameters; default Adam with `learning_rate`. Gates that are not in it have an Adam
+            of their own, with `gate_learning_rate`.
         learning_rate, gate_learning_rate: positive.
         budget_weight: of `BudgetLoss`.
         freeze_at: the part of the steps after which the gates are frozen, in [0, 1]; 0: before the first.
@@ -110,8 +110,8 @@ def fit(
         The training's; the gates add a product per gated weight and the budget's sum.
 
     References:
-        Kim, Park, Jung, Choe, AAAI 2020, arXiv 1904.10921; the floors, the projection and the frozen phase are what keeps
-        that recipe from closing whole layers at strong targets.
+        Kim, Park, Jung, Choe, AAAI 2020, arXiv 1904.10921; the floors, the projection and the frozen phase are what
+        keeps that recipe from closing whole layers at strong targets.
 
     Example:
         >>> import torch, difflayers as dl
@@ -140,7 +140,8 @@ def fit(
     project(gated, target, apply=False, **settings)  # refuses before anything is changed
     gated.unfreeze()
     budget = BudgetLoss(
-        gated, target, kind=kind, table=table, weight=budget_weight, schedule="gradual", steps=max(1, round(0.8 * frozen_from))
+        gated, target, kind=kind, table=table, weight=budget_weight, schedule="gradual",
+        steps=max(1, round(0.8 * frozen_from)),
     )  # fmt: skip
     optimizers = _optimizers(gated, optimizer, rate, gate_rate)
     keep = floor_counts(name, gated, floors, round_to)
@@ -156,8 +157,8 @@ def fit(
             if not isinstance(loss, Tensor) or loss.numel() != 1 or not math.isfinite(float(loss.detach())):
                 came = f"{float(loss.detach())}" if isinstance(loss, Tensor) and loss.numel() == 1 else repr(loss)[:60]
                 raise ValueError(
-                    f"{name}: argument 'loss_fn' must return a finite scalar tensor, got {came} at step {step}; lower the "
-                    f"learning rates if it grew"
+                    f"{name}: argument 'loss_fn' must return a finite scalar tensor, got {came} at step {step}; "
+                    f"lower the learning rates if it grew"
                 )
             whole = loss if found is not None else loss + budget().to(loss.dtype)
             for each in optimizers:

@@ -20,7 +20,7 @@ Table = Mapping[str, "float | tuple[float, float]"]
 
 
 def measure_latency(gated: Gated, *, repeats: int = 20) -> dict[str, tuple[float, float]]:
-    """Seconds that each layer takes on the example: a part that is always there, and one that shrinks with its channels.
+    """Seconds that each layer takes on the example: those that stay, and those that shrink with its channels.
 
     Every linear layer and convolution is run alone on the input that it gets, whole and with half of its channels; the
     line through both is the table. Work outside of such layers (functional calls, the products of attention) gets the
@@ -31,8 +31,8 @@ def measure_latency(gated: Gated, *, repeats: int = 20) -> dict[str, tuple[float
         repeats: runs per layer, at least 1; the median counts.
 
     Returns:
-        By module path: (fixed, variable) seconds. Edit it as you like, and give it as `table` to `BudgetLoss`, `project`
-        and `fit` with kind="latency".
+        By module path: (fixed, variable) seconds. Edit it as you like, and give it as `table` to `BudgetLoss`,
+        `project` and `fit` with kind="latency".
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.

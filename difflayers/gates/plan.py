@@ -75,8 +75,8 @@ class PrunePlan(NamedTuple):
         return small
 
     def save(self, path: str | Path) -> list[Path]:
-        """Writes the plan as JSON, and its weights beside it: as `.safetensors` where that package is installed, else as
-        `.pt` of `torch.save`, which is read with `weights_only=True`. Returns the paths written."""
+        """Writes the plan as JSON, and its weights beside it: as `.safetensors` where that package is installed, else
+        as `.pt` of `torch.save`, which is read with `weights_only=True`. Returns the paths written."""
         path = Path(path)
         written, weights = [path], None
         if self.weights is not None:
@@ -137,8 +137,8 @@ class PrunePlan(NamedTuple):
     def transfer_optimizer(
         self, optimizer: torch.optim.Optimizer, old_model: nn.Module, new_model: nn.Module
     ) -> torch.optim.Optimizer:
-        """An optimizer of the same class for the pruned model, that goes on where the old one was: settings, and what stays
-        of the momenta of every entry that stays.
+        """An optimizer of the same class for the pruned model, that goes on where the old one was: settings, and what
+        stays of the momenta of every entry that stays.
 
         Args:
             optimizer: of `old_model`'s parameters. Those of gates are left out; others that are not the model's stay.
@@ -190,8 +190,8 @@ class PrunePlan(NamedTuple):
         if dims and (isinstance(value, (list, tuple, dict)) or (tensor and value.dim() and value.shape != old.shape)):
             came = f"shape {tuple(value.shape)}" if tensor else type(value).__name__
             raise ValueError(
-                f"{name}: the state '{what}' must be a number or of the parameter's shape {tuple(old.shape)}, got {came}; "
-                f"start a new optimizer"
+                f"{name}: the state '{what}' must be a number or of the parameter's shape {tuple(old.shape)}, "
+                f"got {came}; start a new optimizer"
             )
         if not tensor:
             return copy.deepcopy(value)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -70,18 +71,18 @@ def project(
 
     approximately: C is a sum of products, so a threshold on all scores is found by bisection, the rest of the budget is
     filled by a knapsack on the costs that units add there, again and again; then exchanges between groups close the gap
-    that is left. Small models (up to 200,000 choices of the groups' sizes) are enumerated. Within a group, units are kept
-    in the order of their scores.
+    that is left. Small models (up to 200,000 choices of the groups' sizes) are enumerated. Within a group, units are
+    kept in the order of their scores.
 
     Args:
         gated: of `difflayers.gates.attach`.
         target: the share $\tau$ of the dense model's cost, in (0, 1].
         kind: "flops", "parameters" or "latency".
         table: for "latency": seconds by module path, see `difflayers.gates.measure_latency`; None measures now.
-        scores: how much each unit is worth, `[size]` by group, finite; each group is divided by its mean magnitude. None:
-            the gates' weights, as they are.
-        floors: units that every group keeps: a number, a share of the group's size in (0, 1) (rounded up), or numbers by
-            group; None: a sixteenth, at least 1. Rounded up to `round_to`.
+        scores: how much each unit is worth, `[size]` by group, finite; each group is divided by its mean magnitude.
+            None: the gates' weights, as they are.
+        floors: units that every group keeps: a number, a share of the group's size in (0, 1) (rounded up), or numbers
+            by group; None: a sixteenth, at least 1. Rounded up to `round_to`.
         round_to: the groups' sizes are multiples of it (or whole); a number, or numbers by group.
         apply: writes the selection into the gates' weights.
 
@@ -119,8 +120,8 @@ def project(
     room = target * (1 + 1e-12)
     if lowest > room:
         raise InfeasibleError(
-            f"{name}: argument 'target' must be at least {_up(lowest):g}, the share of {kind} that the floors cost, got "
-            f"{target:g}; lower 'floors' or 'round_to', or raise the target"
+            f"{name}: argument 'target' must be at least {_up(lowest):g}, the share of {kind} that the floors cost, "
+            f"got {target:g}; lower 'floors' or 'round_to', or raise the target"
         )
     best = _enumerated(choices, room) if choices.combinations() <= ENUMERATED else _searched(choices, room)
     counts = choices.at(best)
@@ -172,8 +173,8 @@ def _searched(choices: Counts, room: float) -> np.ndarray:
 
 
 def _threshold(choices: Counts, room: float) -> np.ndarray:
-    """The units above one threshold of scores, the lowest that fits; equal scores count by their rank in the group, so that
-    groups whose scores say nothing shrink in proportion."""
+    """The units above one threshold of scores, the lowest that fits; equal scores count by their rank in the group, so
+    that groups whose scores say nothing shrink in proportion."""
     scores = np.concatenate(choices.sorted_scores)
     ranks = np.concatenate([np.arange(size) / size for size in choices.sizes])
     groups = np.repeat(np.arange(len(choices.sizes)), choices.sizes)[np.lexsort((ranks, -scores))]
@@ -213,7 +214,7 @@ def _filled(choices: Counts, at: np.ndarray, room: float) -> np.ndarray:
     for g, cost in zip(groups.tolist(), added.tolist(), strict=True):
         steps = choices.allowed[g][at[g] :]
         cost = max(cost, slack * 1e-6)  # a step may cost nothing
-        for low, high in zip(steps[:-1], steps[1:], strict=True):
+        for low, high in pairwise(steps.tolist()):
             if cost * (1 + sum(item[0] == g for item in items[-64:])) > slack:
                 break  # so many do not fit anyway
             # positive, so that the budget is used; of the units' order, so that earlier ones are preferred
@@ -282,8 +283,9 @@ def _moves(groups: int) -> np.ndarray:
 
 def _scores(name: str, gated: Gated, scores: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
     if scores is None:
-        weights = {group: gate.weight.detach().cpu() for group, gate in gated.gates.items()}
-        bad = [group for group, weight in weights.items() if not bool(weight.isfinite().all())]  # pyright: ignore
+        weights: dict[str, Any] = {group: gate.weight for group, gate in gated.gates.items()}
+        weights = {group: weight.detach().cpu() for group, weight in weights.items()}
+        bad = [group for group, weight in weights.items() if not bool(weight.isfinite().all())]
         if bad:
             raise ValueError(f"{name}: the gates' weights must be finite, got others in group '{bad[0]}'")
         return weights  # pyright: ignore[reportReturnType]

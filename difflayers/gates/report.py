@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map
 
 from .. import _checks
 from .attach import Gated
@@ -51,12 +52,12 @@ class Report(NamedTuple):
         odd = [name for name, (kept, _) in self.groups.items() if kept % 8]
         if odd:
             return (
-                f"{len(odd)} of {len(self.groups)} groups keep a number of units that is no multiple of 8 ('{odd[0]}': "
-                f"{self.groups[odd[0]][0]}), which kernels are slow at: try project(..., round_to=8), or 16, 32 on a GPU"
+                f"{len(odd)} of {len(self.groups)} groups keep a number of units that is no multiple of 8 "
+                f"('{odd[0]}': {self.groups[odd[0]][0]}), which kernels are slow at: try project(..., round_to=8), or 16, 32 on a GPU"
             )
         return (
-            "fewer FLOPs bring no speed here: the time goes elsewhere (calls, memory, a batch that is too small); measure "
-            "with the batch that is used, or select with kind='latency'"
+            "fewer FLOPs bring no speed here: the time goes elsewhere (calls, memory, a batch that is too small); "
+            "measure with the batch that is used, or select with kind='latency'"
         )
 
     def __str__(self) -> str:
@@ -158,9 +159,7 @@ def report(gated: Gated, pruned: nn.Module | None = None, *, measure: bool = Tru
 def _seconds(
     dense: nn.Module, pruned: nn.Module, example: Any, device: torch.device, repeats: int
 ) -> tuple[float, float]:
-    args, kwargs = torch.utils._pytree.tree_map(
-        lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, example
-    )
+    args, kwargs = tree_map(lambda value: value.to(device) if isinstance(value, torch.Tensor) else value, example)
     modes = {module: module.training for model in (dense, pruned) for module in model.modules()}
     times: tuple[list[float], list[float]] = ([], [])
     try:

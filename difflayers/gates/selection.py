@@ -47,13 +47,15 @@ def importance_by_masking(
         A call of the metric for each open unit, or chunk. No gradient.
 
     References:
-        Fong, Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful Perturbation", ICCV 2017, arXiv 1704.03296.
+        Fong, Vedaldi, "Interpretable Explanations of Black Boxes by Meaningful Perturbation", ICCV 2017,
+        arXiv 1704.03296.
 
     Example:
         >>> import torch, difflayers as dl
         >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1, bias=False))
         >>> with torch.no_grad():
-        ...     _ = net[2].weight.copy_(torch.tensor([[1.0, 0.0, 4.0]])), net[0].bias.fill_(1.0), net[0].weight.fill_(0.0)
+        ...     _ = net[0].weight.fill_(0.0), net[0].bias.fill_(1.0)
+        ...     _ = net[2].weight.copy_(torch.tensor([[1.0, 0.0, 4.0]]))
         >>> gated = dl.gates.attach(net, torch.randn(1, 2))
         >>> dl.gates.importance_by_masking(gated, lambda model: (model(torch.ones(1, 2)) - 5).abs().sum())
         {'0': tensor([1., 0., 4.], dtype=torch.float64)}

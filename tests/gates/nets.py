@@ -1,6 +1,7 @@
 """Small networks of these tests, and their gates, made once."""
 
 import functools
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -31,7 +32,7 @@ def resnet(*widths, classes=10, blocks=2):
 
 def chain(*widths):
     layers = []
-    for before, after in zip(widths[:-1], widths[1:], strict=True):
+    for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -149,7 +149,7 @@ def test_bad_files_and_models(tmp_path):
     gated = half_closed(chain(4, 8, 2), torch.randn(1, 4))
     path = tmp_path / "p.json"
     gates.plan(gated).save(path)
-    with pytest.raises(ValueError, match="must have '0.weight' of shape"):
+    with pytest.raises(ValueError, match=r"must have '0\.weight' of shape"):
         gates.PrunePlan.load(path).apply(chain(4, 6, 2))
     with pytest.raises(ValueError, match="none of this name"):
         gates.PrunePlan.load(path).apply(nn.Linear(4, 2))

@@ -128,7 +128,7 @@ def test_rounding_and_floors(round_to):
 def test_infeasible_says_what_can_be_had():
     gated = gated_resnet()
     before = {name: gate.weight.detach().clone() for name, gate in gated.gates.items()}
-    with pytest.raises(errors.InfeasibleError, match="must be at least 0.1") as caught:
+    with pytest.raises(errors.InfeasibleError, match=r"must be at least 0\.1") as caught:
         gates.project(gated, 0.05, round_to=8)
     least = float(str(caught.value).split("at least ")[1].split(",")[0])
     found = gates.project(gated, least, round_to=8, apply=False)
