@@ -49,11 +49,12 @@ class Report(NamedTuple):
         """What to do where the removal brings no speed; empty where it does."""
         if self.speedup is None or self.speedup >= NO_GAIN or self.flops[1] >= self.flops[0]:
             return ""
-        odd = [name for name, (kept, _) in self.groups.items() if kept % 8]
+        odd = [name for name, (kept, of) in self.groups.items() if of >= 16 and kept < of and kept % 8]
         if odd:
             return (
                 f"{len(odd)} of {len(self.groups)} groups keep a number of units that is no multiple of 8 "
-                f"('{odd[0]}': {self.groups[odd[0]][0]}), which kernels are slow at: try project(..., round_to=8), or 16, 32 on a GPU"
+                f"('{odd[0]}': {self.groups[odd[0]][0]}), which kernels are slow at: "
+                f"try project(..., round_to=8), or 16, 32 on a GPU"
             )
         return (
             "fewer FLOPs bring no speed here: the time goes elsewhere (calls, memory, a batch that is too small); "
