@@ -138,7 +138,6 @@ def fit(
         table = measure_latency(gated)
     settings: Any = {"kind": kind, "table": table, "floors": floors, "round_to": round_to}
     project(gated, target, apply=False, **settings)  # refuses before anything is changed
-    gated.unfreeze()
     budget = BudgetLoss(
         gated, target, kind=kind, table=table, weight=budget_weight, schedule="gradual",
         steps=max(1, round(0.8 * frozen_from)),
@@ -148,6 +147,7 @@ def fit(
     bar = _bar(name, total) if _checks.boolean(name, "progress", progress) else None
     history: list[FitRecord] = []
     started, found, status = time.monotonic(), None, "done"
+    gated.unfreeze()
     gated.train()
     try:
         for step, batch in enumerate(_batches(name, data, total)):

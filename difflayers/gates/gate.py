@@ -273,5 +273,7 @@ def _initial(function: str, n: int, initial: float | Tensor) -> Tensor:
                 f"{function}: argument 'initial' must be a number or a tensor of shape ({n},), "
                 f"got {tuple(initial.shape)}"
             )
-        return _checks.tensor(function, "initial", initial).detach().clone()
+        if not bool(_checks.tensor(function, "initial", initial).isfinite().all()):
+            raise ValueError(f"{function}: argument 'initial' must be finite, got {initial.tolist()}")
+        return initial.detach().clone()
     return torch.full((n,), _checks.number(function, "initial", initial))

@@ -49,9 +49,11 @@ class Projection(NamedTuple):
         return self.share >= self.target * (1 - TOLERANCE)
 
     def apply(self, gated: Gated) -> None:
-        """Opens and closes the gates of a model so, by their weights."""
+        """Opens and closes the gates of a model so, by their weights; frozen gates stay frozen, at these values."""
         for name, gate in gated.gates.items():
             gate.set_open(self.opened[name])  # pyright: ignore[reportCallIssue]
+        if gated.frozen is not None:
+            gated.freeze(self.opened)
 
 
 def project(

@@ -121,6 +121,8 @@ def test_bad_settings(make):
         make(2, initial=torch.zeros(2, dtype=torch.int64))
     with pytest.raises(ValueError, match="'initial'"):
         make(2, initial=float("nan"))
+    with pytest.raises(ValueError, match="'initial' must be finite"):
+        make(2, initial=torch.tensor([0.0, float("nan")]))
 
 
 def test_bad_settings_of_one_kind():

@@ -163,6 +163,9 @@ def test_gates_that_are_frozen():
         gated.freeze({"1": mask})
     gated.unfreeze()
     assert bool(gated.opened()["0"].all())
+    gated.freeze()
+    gates.project(gated, 0.5)
+    assert int(gated.opened()["0"].sum()) == int(gated.values()["0"].sum()) == 3
 
 
 def test_bad_arguments():
