@@ -43,10 +43,11 @@ class Factor(NamedTuple):
 
 
 class Term(NamedTuple):
-    """`amount` times the product of the factors."""
+    """`amount` times the product of the factors; `module` is the path of the module that does this work."""
 
     amount: float
     factors: tuple[Factor, ...]
+    module: str = ""
 
 
 class Resize(NamedTuple):
@@ -84,7 +85,11 @@ def analyse(
     run.run(program.graph, names)
     roots = _rectangular(run)
     groups, unit_of = _groups(run, roots)
-    flops = [Term(2 * work.macs, tuple(_factor(roots[atoms], unit_of) for atoms in work.factors)) for work in run.work]
+    modules = {node.name: module_of(node) for node in program.graph.nodes}
+    flops = [
+        Term(2 * work.macs, tuple(_factor(roots[atoms], unit_of) for atoms in work.factors), modules[work.node])
+        for work in run.work
+    ]
     trainable = [name for name, _ in model.named_parameters() if name in run.atoms.shapes]
     parameters = [
         Term(

@@ -37,6 +37,7 @@ class Gated(nn.Module):
         self.groups: dict[str, Group] = {group.name: group for group in analysis.groups}
         self.analysis = analysis
         self.example = example
+        self.frozen: dict[str, Tensor] | None = None
         self._masked: dict[str, list[tuple[int, str]]] = {}
         for group in analysis.groups:
             for name, dim in group.consumers:
@@ -45,8 +46,36 @@ class Gated(nn.Module):
                 self._masked.setdefault(name, []).append((dim, group.name))
 
     def values(self) -> dict[str, Tensor]:
-        """The gates' values now, by group."""
+        """The gates' values now, by group; constants when they are frozen."""
+        if self.frozen is not None:
+            weights: Any = {name: gate.weight for name, gate in self.gates.items()}
+            return {name: mask.to(weights[name]) for name, mask in self.frozen.items()}
         return {name: gate() for name, gate in self.gates.items()}
+
+    def openness(self) -> dict[str, Tensor]:
+        """The gates' expected values, by group: what budgets count."""
+        if self.frozen is not None:
+            return self.values()
+        return {name: gate.openness() for name, gate in self.gates.items()}  # pyright: ignore[reportCallIssue]
+
+    def freeze(self, opened: dict[str, Tensor] | None = None) -> None:
+        """Holds the gates at 0 and 1 as given (default: as they are open now), `[size]` bool by group, without a gradient
+        and without noise. Groups that are not named stay as they are."""
+        masks = self.opened()
+        for name, mask in (opened or {}).items():
+            if name not in masks or mask.dtype != torch.bool or mask.shape != masks[name].shape:
+                wanted = f"bool of shape {tuple(masks[name].shape)}" if name in masks else "of no such group"
+                raise ValueError(
+                    f"difflayers.gates.Gated.freeze: argument 'opened'[{name!r}] must be {wanted}, "
+                    f"got {str(mask.dtype).removeprefix('torch.')} of shape {tuple(mask.shape)}; the groups are "
+                    f"{', '.join(masks)}"
+                )
+            masks[name] = mask.to(masks[name].device).clone()
+        self.frozen = masks
+
+    def unfreeze(self) -> None:
+        """Lets the gates' weights decide again."""
+        self.frozen = None
 
     def masked(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
         """The parameters that meet gated channels, multiplied by the gates' values."""
@@ -67,13 +96,15 @@ class Gated(nn.Module):
 
     def opened(self) -> dict[str, Tensor]:
         """Which units of each group are open for good, bool."""
+        if self.frozen is not None:
+            return {name: mask.clone() for name, mask in self.frozen.items()}
         return {name: gate.opened() for name, gate in self.gates.items()}  # pyright: ignore[reportCallIssue]
 
     def cost(self, kind: str = "flops", values: dict[str, Tensor] | None = None) -> Tensor:
         """FLOPs of the example, or parameters, of what the gates leave, with a gradient by their openness."""
         terms = self._terms(kind)
         if values is None:
-            values = {name: gate.openness() for name, gate in self.gates.items()}  # pyright: ignore[reportCallIssue]
+            values = self.openness()
         total = torch.zeros((), dtype=torch.float64)
         for term in terms:
             product: Any = term.amount

@@ -60,6 +60,23 @@ class Gate(nn.Module, ABC):
         """Which gates are open for good, `[n]` bool."""
         return self.weight >= 0
 
+    @torch.no_grad()
+    def set_open(self, opened: Tensor) -> None:
+        """Writes weights of which `opened()` is this, `[n]` bool; those that are so already keep theirs."""
+        wrong = opened.to(self.weight.device) != self.opened()
+        margin = self.weight.abs().mean().clamp(min=1e-3, max=10.0)
+        for _ in range(20):  # gates whose threshold is not 0 need more
+            self.weight[wrong] = torch.where(opened.to(self.weight.device), margin, -margin)[wrong].to(
+                self.weight.dtype
+            )
+            if bool((self.opened() == opened.to(self.weight.device)).all()):
+                return
+            margin = margin * 2
+        raise ValueError(
+            f"difflayers.gates.{type(self).__name__}: no weight opens or closes every gate as 'set_open' "
+            f"asks; override it"
+        )
+
     def extra_repr(self) -> str:
         """The settings, as repr shows them."""
         return f"n={self.n}"
@@ -70,14 +87,14 @@ class TrainableGate(Gate):
 
     $$TG_M(w; g) = b(w) + s_M(w)\,g(w), \qquad b(w) = [w \ge 0], \qquad s_M(w) = (M w - \lfloor M w \rfloor) / M$$
 
-    is within $|g| / M$ of the step b and has the derivative $g + s_M g' \to g$ for large M. The default is that limit: the
-    value is exactly $[w \ge 0]$, so that a closed gate leaks nothing, the gradient exactly g(w). With `finite_m` the
-    formula is taken literally (in float32, values leak about 1e-6; float16 overflows from M = 1e5).
+    is within $|g| / M$ of the step b and has the derivative $g + s_M g' \to g$ for large M. The default is that limit:
+    the value is exactly $[w \ge 0]$, so that a closed gate leaks nothing, the gradient exactly g(w). With `finite_m`
+    the formula is taken literally (in float32, values leak about 1e-6; float16 overflows from M = 1e5).
 
     Args:
         n: how many.
-        gradient: the shape g: "constant" (1 everywhere; never saturates), "sigmoid" (the logistic function's derivative),
-            "triangle" (max(0, 1 - |w|)), or a function of the weights, elementwise.
+        gradient: the shape g: "constant" (1 everywhere; never saturates), "sigmoid" (the logistic function's
+            derivative), "triangle" (max(0, 1 - |w|)), or a function of the weights, elementwise.
         finite_m: M, positive; None: its limit.
         initial: the weights at the start; a number or a tensor `[n]`.
 
@@ -98,7 +115,7 @@ class TrainableGate(Gate):
         >>> import torch, difflayers as dl
         >>> gate = dl.TrainableGate(3, initial=torch.tensor([0.5, 0.0, -0.5]))
         >>> gate()
-        tensor([1., 1., 0.], grad_fn=<_StepBackward>)
+        tensor([1., 1., 0.], grad_fn=<AddBackward0>)
         >>> gate().sum().backward()
         >>> gate.weight.grad
         tensor([1., 1., 1.])
@@ -128,7 +145,7 @@ class TrainableGate(Gate):
     def forward(self) -> Tensor:
         """The gates' values, `[n]`."""
         if self.finite_m is None:
-            return _Step.apply(self.weight, self.shape)  # pyright: ignore[reportReturnType]
+            return _step(self.weight, self.shape)
         scaled = self.finite_m * self.weight
         sawtooth = (scaled - scaled.detach().floor()) / self.finite_m
         return (self.weight >= 0).to(self.weight.dtype) + sawtooth * self.shape(self.weight)
@@ -140,24 +157,15 @@ class TrainableGate(Gate):
         )
 
 
-class _Step(torch.autograd.Function):
-    """[w >= 0] with the gradient g(w)."""
+def _step(weight: Tensor, shape: Shape) -> Tensor:
+    """[w >= 0] with the gradient g(w) and the second derivative g'(w).
 
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weight: Tensor, shape: Shape) -> Tensor:
-        return (weight >= 0).to(weight.dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.shape = inputs[1]
-
-    @staticmethod
-    def backward(ctx, *gradients: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        (weight,) = ctx.saved_tensors
-        return gradients[0] * ctx.shape(weight), None
+    Of plain operations, because a torch.autograd.Function cannot be traced in all of torch's transforms: zero = w - w
+    is exactly 0 and has the derivative 1, and with d for it, the derivatives of d g(w + d / 2) at d = 0 are g and g'.
+    """
+    fixed = weight.detach()
+    zero = weight - fixed
+    return (fixed >= 0).to(weight.dtype) + zero * shape(fixed + zero / 2)
 
 
 class HardConcreteGate(Gate):
@@ -179,7 +187,8 @@ class HardConcreteGate(Gate):
         As `difflayers.hard_concrete`.
 
     References:
-        Louizos, Welling, Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018, arXiv 1712.01312.
+        Louizos, Welling, Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018,
+        arXiv 1712.01312.
 
     Example:
         >>> import difflayers as dl
@@ -261,7 +270,10 @@ def _initial(function: str, n: int, initial: float | Tensor) -> Tensor:
     if isinstance(initial, Tensor):
         if initial.shape != (n,):
             raise ValueError(
-                f"{function}: argument 'initial' must be a number or a tensor of shape ({n},), got {tuple(initial.shape)}"
+                f"{function}: argument 'initial' must be a number or a tensor of shape ({n},), "
+                f"got {tuple(initial.shape)}"
             )
-        return _checks.tensor(function, "initial", initial).detach().clone()
+        if not bool(_checks.tensor(function, "initial", initial).isfinite().all()):
+            raise ValueError(f"{function}: argument 'initial' must be finite, got {initial.tolist()}")
+        return initial.detach().clone()
     return torch.full((n,), _checks.number(function, "initial", initial))
