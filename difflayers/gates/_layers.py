@@ -178,21 +178,25 @@ def pooling(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, 
 
 @rule("pad", "constant_pad_nd")
 def pad(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Zeros may be anything; other constants exist always."""
-    widths = args[1]
-    mode = args[2] if len(args) > 2 and isinstance(args[2], str) else "constant"
-    value = args[3] if len(args) > 3 else kwargs.get("value")
-    value = args[2] if len(args) > 2 and not isinstance(args[2], str) else value
-    fill = NONE if mode == "constant" and not value else ALWAYS
-    x = args[0]
-    if mode != "constant":
-        return pooling_like(run, node, x)
-    return Labels(torch.nn.functional.pad(x.atoms, widths, value=fill))
-
-
-def pooling_like(run: Propagation, node: fx.Node, x: Labels) -> Labels:
-    """A result whose channels (dimension 1) are those of x."""
-    return Labels(along(channel_labels(run, x, 1), 1, node.meta["val"].shape))
+    """New places belong to the channel that they are in; new channels exist always, for the code says how many."""
+    x, widths = args[0], list(args[1])
+    if not isinstance(x, Labels):
+        run.refuse(node, args)
+        return run.fixed(node)
+    labels = x.atoms
+    channels = varying(labels)
+    for i in range(0, len(widths), 2):
+        dim, size = labels.dim() - 1 - i // 2, labels.shape[labels.dim() - 1 - i // 2]
+        at = torch.arange(-widths[i], size + widths[i + 1])
+        if dim not in channels:
+            labels = labels.narrow(dim, 0, 1).expand([len(at) if d == dim else n for d, n in enumerate(labels.shape)])
+        elif widths[i] or widths[i + 1]:
+            if len(args) > 2 and isinstance(args[2], str) and args[2] != "constant":
+                run.refuse(node, args)
+                return run.fixed(node)
+            inside = ((at >= 0) & (at < size)).view([-1 if d == dim else 1 for d in range(labels.dim())])
+            labels = torch.where(inside, labels.index_select(dim, at.clamp(0, size - 1)), ALWAYS)
+    return Labels(labels)
 
 
 @rule(

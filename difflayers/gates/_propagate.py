@@ -79,6 +79,8 @@ MOVES = {
     "pixel_unshuffle", "channel_shuffle", "flip", "roll", "diagonal", "unfold", "numpy_T", "mT", "view_as", "reshape_as",
     "tile", "hsplit", "vsplit", "moveaxis", "adjoint",
 }  # fmt: skip
+# of these, the ones that cut into pieces of one size (split_with_sizes where its sizes are equal)
+PARTS = {"chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "tensor_split"}
 
 
 class Propagation:
@@ -103,7 +105,10 @@ class Propagation:
     def run(self, graph: fx.Graph, names: dict[str, str]) -> None:
         """Runs the graph; `names` maps placeholders to the parameters and buffers they stand for."""
         values: dict[fx.Node, Any] = {}
+        alive = _needed(graph)
         for node in graph.nodes:
+            if node not in alive:
+                continue
             if node.op == "placeholder":
                 values[node] = self._input(node, names)
             elif node.op == "call_function":
@@ -157,7 +162,10 @@ class Propagation:
             return target(*[pick(a) for a in args], **{key: pick(value) for key, value in kwargs.items()})
 
         if isinstance(first, Labels):
-            return wrapped(of(lambda a: a.atoms if isinstance(a, Labels) else a), Labels)
+            result = wrapped(of(lambda a: a.atoms if isinstance(a, Labels) else a), Labels)
+            if operator_name(node) in PARTS:
+                self._of_one_size(first, result, node)
+            return result
         if isinstance(first, Parameters):
             parts = [
                 of(lambda a, i=i: a.sources[i][1] if isinstance(a, Parameters) else a)
@@ -170,6 +178,17 @@ class Propagation:
                 ]
             return Parameters(tuple((name, part) for (name, _), part in zip(first.sources, parts, strict=True)))
         return self.fixed(node)
+
+    def _of_one_size(self, whole: Labels, parts: list[Labels], node: fx.Node) -> None:
+        """What is cut into pieces of one size stays so: their channels of one place exist together."""
+        dim = int(node.args[2]) if len(node.args) > 2 else int(node.kwargs.get("dim", 0))  # pyright: ignore
+        if dim % len(whole.shape) not in varying(whole.atoms):
+            return
+        for part in parts[1:]:
+            if part.shape == parts[0].shape:
+                self.atoms.tie(part.atoms, parts[0].atoms)
+            elif operator_name(node) != "split_with_sizes":  # the last is shorter: its size depends on all others'
+                self.keep(whole)
 
     def fixed(self, node: fx.Node) -> Any:
         """A value that always exists, of the node's shape."""
@@ -218,6 +237,17 @@ class Propagation:
                     self.atoms.tie(full, self.atoms.of_dimension[name, dim][at])
                     tied.append((name, dim))
         return tied
+
+
+def _needed(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that an output depends on, and all that write into a tensor, with what they read."""
+    alive: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        writes = schema is not None and schema.is_mutable
+        if node.op in ("placeholder", "output") or writes or any(user in alive for user in node.users):
+            alive.add(node)
+    return alive
 
 
 def operator_name(node: fx.Node) -> str:

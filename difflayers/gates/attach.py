@@ -41,7 +41,7 @@ class Gated(nn.Module):
         for group in analysis.groups:
             for name, dim in group.consumers:
                 units = group.units[name, dim]
-                self.register_buffer(_key(name, dim), torch.where(units < 0, group.size, units), persistent=False)
+                self.register_buffer(_key(name, dim, group.name), torch.where(units < 0, group.size, units), persistent=False)
                 self._masked.setdefault(name, []).append((dim, group.name))
 
     def values(self) -> dict[str, Tensor]:
@@ -56,7 +56,7 @@ class Gated(nn.Module):
         for name, places in self._masked.items():
             parameter = parameters[name]
             for dim, group in places:
-                mask = padded[group].to(parameter.dtype)[getattr(self, _key(name, dim))]
+                mask = padded[group].to(parameter.dtype)[getattr(self, _key(name, dim, group))]
                 parameter = parameter * mask.view([-1 if d == dim else 1 for d in range(parameter.dim())])
             result[name] = parameter
         return result
@@ -156,5 +156,5 @@ def attach(
     return Gated(model, analysis, gate, copy.deepcopy((args, kwargs)))
 
 
-def _key(name: str, dim: int) -> str:
-    return f"_units_{name.replace('.', '__')}_{dim}"
+def _key(name: str, dim: int, group: str) -> str:
+    return f"_units_{name.replace('.', '__')}_{dim}_{group}"
