@@ -2,6 +2,7 @@
 
 from .attach import Gated, attach
 from .gate import BernoulliGate, Gate, HardConcreteGate, TrainableGate
+from .multihead import SlimMultiheadAttention
 from .prune import PruningError, prune
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Gated",
     "HardConcreteGate",
     "PruningError",
+    "SlimMultiheadAttention",
     "TrainableGate",
     "attach",
     "prune",

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import UnsupportedOperationError
-from . import _layers, _rules  # noqa: F401  (register their rules)
+from . import _layers, _recurrent, _rules  # noqa: F401  (register their rules)
 from ._atoms import ALWAYS, NONE, compact, varying
 from ._propagate import Propagation, operator_name
 
 __all__ = ["Analysis", "Factor", "Group", "Resize", "Term", "analyse"]
 
-RESIZING = {"view", "reshape", "_unsafe_view", "unflatten", "expand", "split_with_sizes", "split", "repeat", "narrow"}
+# operators whose arguments are sizes, and layers that check or warn of theirs
+RESIZING = {
+    "view", "reshape", "_unsafe_view", "unflatten", "expand", "split_with_sizes", "split", "repeat", "narrow",
+    "slice", "layer_norm", "rms_norm", "instance_norm", "zeros", "new_zeros",
+}  # fmt: skip
 
 
 class Group(NamedTuple):
@@ -59,12 +63,18 @@ class Resize(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """The groups of a model, its cost, and what was left out."""
+    """The groups of a model, its cost, and what was left out.
+
+    Attributes:
+        norms: for each call of a norm over channels, in the graph's order, the groups that it takes statistics over, with
+            the unit of every index, as in `Group.units`.
+    """
 
     groups: list[Group]
     flops: list[Term]
     parameters: list[Term]
     resizes: list[Resize]
+    norms: list[list[tuple[str, Tensor]]]
     unknown: dict[str, str]
 
 
@@ -93,7 +103,10 @@ def analyse(
         )
         for name in trainable
     ]
-    return Analysis(groups, flops, parameters, _resizes(run, roots, unit_of), run.unknown)
+    return Analysis(
+        groups, flops, parameters, _resizes(run, roots, unit_of),
+        _norms(run, program.graph, roots, unit_of), run.unknown,
+    )  # fmt: skip
 
 
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
@@ -153,7 +166,7 @@ def _groups(run: Propagation, roots: Tensor) -> tuple[list[Group], dict[int, tup
     unit_of: dict[int, tuple[str, int]] = {}
     for where, members in together.items():
         consumers = tuple(place for place in where if place in run.consumers)
-        if not consumers or len(where) < 2 or len(members) < 2:
+        if not consumers or len(members) < 2:  # one place alone: a parameter that makes its own input, tied weights
             continue
         makers = [place for place in where if place not in run.consumers] or list(where)
         name = makers[0][0].rsplit(".", 1)[0].replace(".", "_") if "." in makers[0][0] else makers[0][0]
@@ -194,6 +207,25 @@ def _resizes(run: Propagation, roots: Tensor, unit_of: dict[int, tuple[str, int]
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             for module in {path for path, _ in stack} | {""}:
                 result.append(Resize(module, node.name, small.shape[d], factor))
+    return result
+
+
+def _norms(
+    run: Propagation, graph: fx.Graph, roots: Tensor, unit_of: dict[int, tuple[str, int]]
+) -> list[list[tuple[str, Tensor]]]:
+    gated = {node: labels for labels, node in run.inexact}
+    result: list[list[tuple[str, Tensor]]] = []
+    for node in graph.nodes:
+        if node.op != "call_function" or operator_name(node) not in ("layer_norm", "rms_norm"):
+            continue
+        places: dict[str, Tensor] = {}
+        if node in gated:
+            labels = gated[node].flatten(0, -2)[0]
+            for i, root in enumerate(roots[labels.clamp(min=ALWAYS)].tolist()):
+                if root in unit_of:
+                    name, unit = unit_of[root]
+                    places.setdefault(name, torch.full((len(labels),), -1))[i] = unit
+        result.append(list(places.items()))
     return result
 
 

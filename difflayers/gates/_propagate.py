@@ -210,6 +210,11 @@ class Propagation:
                     for dim in range(len(self.atoms.shapes[name])):
                         self.atoms.keep(self.atoms.of_dimension[name, dim])
 
+    def kept(self, labels: Tensor) -> Tensor:
+        """These exist always: labels that say so at once, for what comes after."""
+        self.atoms.keep(labels)
+        return torch.tensor(ALWAYS).expand(labels.shape)
+
     def refuse(self, node: fx.Node, operands: list[Any]) -> None:
         """An operation that is not understood: raises, or keeps all that touches it."""
         if not self.skip_unknown:

@@ -51,7 +51,7 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
         return Parameters(tuple((name, source.expand(shape)) for p in params for name, source in p.sources))
     result = torch.tensor(NONE).expand(shape)
     for act in acts:
-        labels = act.atoms.expand(shape)
+        labels = act.atoms.expand(shape)  # what always exists, or says nothing, ties nothing here
         run.atoms.tie(torch.where(labels == ALWAYS, NONE, labels), torch.where(result == ALWAYS, NONE, result))
         result = _merged(result, labels)
     over = varying(result)
@@ -59,7 +59,9 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
         # present everywhere, and of more than one number along the labels: those cannot be taken from it
         padded = (1,) * (len(shape) - len(act.shape)) + tuple(act.shape)
         if any(padded[d] > 1 for d in over):
-            run.atoms.keep(torch.where(act.atoms.expand(shape) == ALWAYS, result, NONE))
+            whole = act.atoms.expand(shape) == ALWAYS
+            run.atoms.keep(torch.where(whole, result, NONE))
+            result = result.new_tensor(ALWAYS).expand(shape) if bool(whole.all()) else torch.where(whole, ALWAYS, result)
     for param in params:
         expanded = Parameters(tuple((name, source.expand(shape)) for name, source in param.sources))
         run.tie_parameter(result, expanded)

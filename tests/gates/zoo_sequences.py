@@ -148,7 +148,7 @@ class GroupedQuery(nn.Module):
         return self.o(y.transpose(1, 2).reshape(b, n, -1))
 
 
-@entry([4])
+@entry([4, 8])
 def fused_attention():
     return nn.Sequential(FusedAttention(), nn.Linear(8, 2)), torch.randn(TOKENS)
 
