@@ -86,7 +86,10 @@ def analyse(
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    names = {placeholder: name for placeholder, name in names.items() if name in tensors}
+    first: dict[int, str] = {}  # a tensor under several names goes by its first
+    for name, tensor in tensors.items():
+        first.setdefault(id(tensor), name)
+    names = {placeholder: first[id(tensors[name])] for placeholder, name in names.items() if name in tensors}
     run = Propagation(
         {name: tuple(tensors[name].shape) for name in dict.fromkeys(names.values())},
         skip_unknown=skip_unknown, allow_inexact=allow_inexact,

@@ -84,5 +84,3 @@ def remember_recurrent(module: nn.RNNBase) -> None:
     module.hidden_size = getattr(module, "weight_hh_l0").shape[1]  # noqa: B009
     module.input_size = getattr(module, "weight_ih_l0").shape[1]  # noqa: B009
     module._flat_weights = [getattr(module, name) for name in module._flat_weights_names]
-
-

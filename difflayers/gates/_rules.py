@@ -61,7 +61,9 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
         if any(padded[d] > 1 for d in over):
             whole = act.atoms.expand(shape) == ALWAYS
             run.atoms.keep(torch.where(whole, result, NONE))
-            result = result.new_tensor(ALWAYS).expand(shape) if bool(whole.all()) else torch.where(whole, ALWAYS, result)
+            result = (
+                result.new_tensor(ALWAYS).expand(shape) if bool(whole.all()) else torch.where(whole, ALWAYS, result)
+            )
     for param in params:
         expanded = Parameters(tuple((name, source.expand(shape)) for name, source in param.sources))
         run.tie_parameter(result, expanded)

@@ -44,7 +44,9 @@ class Gated(nn.Module):
         for group in analysis.groups:
             for name, dim in group.consumers:
                 units = group.units[name, dim]
-                self.register_buffer(_key(name, dim, group.name), torch.where(units < 0, group.size, units), persistent=False)
+                self.register_buffer(
+                    _key(name, dim, group.name), torch.where(units < 0, group.size, units), persistent=False
+                )
                 self._masked.setdefault(name, []).append((dim, group.name))
         for i, places in enumerate(analysis.norms):
             for name, units in places:

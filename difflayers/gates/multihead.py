@@ -43,7 +43,15 @@ class SlimMultiheadAttention(nn.Module):
         super().__init__()
         self.head_dim, self.batch_first = attention.head_dim, attention.batch_first
         self.dropout, self.add_zero_attn = attention.dropout, attention.add_zero_attn
-        for name in ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight", "in_proj_bias", "bias_k", "bias_v"):
+        for name in (
+            "in_proj_weight",
+            "q_proj_weight",
+            "k_proj_weight",
+            "v_proj_weight",
+            "in_proj_bias",
+            "bias_k",
+            "bias_v",
+        ):
             self.register_parameter(name, getattr(attention, name))
         self.out_proj = attention.out_proj
         self.num_heads = attention.out_proj.weight.shape[1] // self.head_dim

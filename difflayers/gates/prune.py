@@ -82,9 +82,7 @@ def prune(gated: Gated, *, verify: bool = True, tolerance: float = 1e-10) -> nn.
     return attempt(gated, opened, verify=verify, tolerance=tolerance)
 
 
-def attempt(
-    gated: Gated, opened: dict[str, Tensor], *, verify: bool, tolerance: float, examples: int = 2
-) -> nn.Module:
+def attempt(gated: Gated, opened: dict[str, Tensor], *, verify: bool, tolerance: float, examples: int = 2) -> nn.Module:
     """The model without the units that are not open; `examples` runs are compared."""
     small = copy.deepcopy(gated.model)
     _cut(small, _kept(gated, opened))

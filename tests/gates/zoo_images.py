@@ -206,9 +206,7 @@ def transposed_grouped():
 
 @entry([5])
 def transposed_depthwise():
-    net = nn.Sequential(
-        nn.Conv2d(3, 5, 3), nn.Sigmoid(), nn.ConvTranspose2d(5, 5, 2, 2, groups=5), nn.Conv2d(5, 2, 1)
-    )
+    net = nn.Sequential(nn.Conv2d(3, 5, 3), nn.Sigmoid(), nn.ConvTranspose2d(5, 5, 2, 2, groups=5), nn.Conv2d(5, 2, 1))
     return net, torch.randn(IMAGE)
 
 

@@ -123,7 +123,9 @@ class SeparateAttention(nn.Module):
         self.q, self.k, self.v, self.o = (nn.Linear(width, width) for _ in range(4))
 
     def forward(self, x):
-        q, k, v = (f(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        q, k, v = (
+            f(x).unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2) for f in (self.q, self.k, self.v)
+        )
         weights = (q @ k.transpose(-2, -1) / self.head_dim**0.5).softmax(-1)
         return self.o((weights @ v).transpose(1, 2).flatten(2))
 
@@ -271,7 +273,9 @@ def tied_embedding():
         x = m.embed(tokens)
         return F.linear(x + m.b(m.a(x).relu()), m.embed.weight)
 
-    return Applied(forward, embed=nn.Embedding(11, 8), a=nn.Linear(8, 6), b=nn.Linear(6, 8)), torch.arange(10).view(2, 5)
+    return Applied(forward, embed=nn.Embedding(11, 8), a=nn.Linear(8, 6), b=nn.Linear(6, 8)), torch.arange(10).view(
+        2, 5
+    )
 
 
 @entry([8])
@@ -299,7 +303,9 @@ def class_token():
         return m.out((x + m.b(m.a(x).relu()))[:, 0])
 
     modules = {"patch": nn.Conv2d(3, 8, 4, 4), "token": torch.randn(1, 1, 8), "position": torch.randn(1, 5, 8)}
-    return Applied(forward, a=nn.Linear(8, 6), b=nn.Linear(6, 8), out=nn.Linear(8, 2), **modules), torch.randn(2, 3, 8, 8)
+    return Applied(forward, a=nn.Linear(8, 6), b=nn.Linear(6, 8), out=nn.Linear(8, 2), **modules), torch.randn(
+        2, 3, 8, 8
+    )
 
 
 @entry([6, 5])
@@ -337,7 +343,9 @@ def recurrent_plain():
     def forward(m, x):
         return m.out(m.b(m.a(x)[0])[1][0])
 
-    return Applied(forward, a=nn.RNN(4, 5), b=nn.RNN(5, 6, nonlinearity="relu"), out=nn.Linear(6, 2)), torch.randn(7, 2, 4)
+    return Applied(forward, a=nn.RNN(4, 5), b=nn.RNN(5, 6, nonlinearity="relu"), out=nn.Linear(6, 2)), torch.randn(
+        7, 2, 4
+    )
 
 
 @entry([6])
@@ -361,10 +369,10 @@ def bilinear_left_dense():
     return Applied(forward, **modules), torch.randn(TOKENS)
 
 
-@entry([6, 5])
+@entry([3, 5])
 def shapes_to_and_fro():
     def forward(m, x):
-        x = m.a(x).unsqueeze(1).squeeze(1).unflatten(1, (2, 3)).movedim(1, 2)
+        x = m.a(x).unsqueeze(1).squeeze(1).unflatten(1, (2, -1)).movedim(1, 2)
         return m.c(m.b(x.movedim(2, 1).reshape(x.shape[0], -1)).relu()[..., None].squeeze(-1))
 
     return Applied(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2)), torch.randn(3, 4)
