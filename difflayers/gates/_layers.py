@@ -162,7 +162,8 @@ def layer_norm(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[st
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
     "max_pool2d_with_indices", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
     "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "reflection_pad1d",
-    "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "grid_sampler",
+    "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
+    "grid_sampler",
 )  # fmt: skip
 def pooling(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """Acts within each channel, dimension 1 (0 without a batch)."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 
 from ..errors import UnsupportedOperationError
 from ._atoms import ALWAYS, NONE, Atoms, compact, varying
@@ -74,9 +75,11 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 # data movement: run on labels and on provenances as it is
 MOVES = {
     "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "movedim", "swapaxes", "swapdims", "flatten",
-    "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "repeat_interleave", "slice", "select", "narrow",
+    "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "repeat_interleave", "slice", "select",
+    "narrow",
     "chunk", "split", "split_with_sizes", "unbind", "unsafe_chunk", "unsafe_split", "tensor_split", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "diagonal", "unfold", "numpy_T", "mT", "view_as", "reshape_as",
+    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "diagonal", "unfold", "numpy_T", "mT", "view_as",
+    "reshape_as",
     "tile", "hsplit", "vsplit", "moveaxis", "adjoint",
 }  # fmt: skip
 # of these, the ones that cut into pieces of one size (split_with_sizes where its sizes are equal)
@@ -101,6 +104,7 @@ class Propagation:
         self.seen: list[tuple[Tensor, fx.Node]] = []
         self.unknown: dict[str, str] = {}
         self.work: list[Work] = []
+        self.places: dict[str, Tensor] = {}  # of each parameter, the flat index of every element
 
     def run(self, graph: fx.Graph, names: dict[str, str]) -> None:
         """Runs the graph; `names` maps placeholders to the parameters and buffers they stand for."""
@@ -124,7 +128,10 @@ class Propagation:
     def _input(self, node: fx.Node, names: dict[str, str]) -> Any:
         if node.name in names:
             shape = self.atoms.shapes[names[node.name]]
-            return Parameters(((names[node.name], torch.arange(max(1, _numel(shape))).view(shape)),))
+            name = names[node.name]
+            if name not in self.places:
+                self.places[name] = torch.arange(max(1, _numel(shape))).view(shape)
+            return Parameters(((name, self.places[name]),))
         return self.fixed(node)
 
     def _note(self, value: Any, node: fx.Node) -> None:
@@ -193,7 +200,7 @@ class Propagation:
     def fixed(self, node: fx.Node) -> Any:
         """A value that always exists, of the node's shape."""
         return wrapped(
-            fx.node.map_aggregate(
+            map_aggregate(
                 node.meta.get("val"),
                 lambda v: torch.tensor(ALWAYS).expand(v.shape) if isinstance(v, Tensor) else v,
             ),

@@ -17,7 +17,8 @@ __all__ = ["flat_weights", "remember_recurrent"]
 
 @rule("lstm", "gru", "rnn_tanh", "rnn_relu")
 def recurrent(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Hidden unit j is row j of every part of w_ih `[parts H, I]`, w_hh `[parts H, H]` and their biases, and column j of w_hh.
+    """Hidden unit j is row j of every part of w_ih `[parts H, I]`, w_hh `[parts H, H]` and their biases, and column j
+    of w_hh.
 
     The module remembers one size: unit j of all layers and directions exists together. A state that comes from outside
     has H numbers, so then the units stay.
@@ -62,7 +63,7 @@ def recurrent(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str
 
 @contextmanager
 def flat_weights(model: nn.Module, replaced: dict[str, Tensor]) -> Iterator[None]:
-    """Within, recurrent modules run with the replaced parameters: functional_call does not reach their list of weights."""
+    """Within, recurrent modules run with the replaced parameters, whose list of them functional_call does not reach."""
     before: list[tuple[nn.RNNBase, list[Any]]] = []
     try:
         for path, module in model.named_modules():

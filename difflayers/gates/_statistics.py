@@ -1,4 +1,4 @@
-"""Norms whose statistics leave closed channels out: what "this channel does not exist" means where channels are averaged."""
+"""Norms whose statistics leave closed channels out: what "does not exist" means where channels are averaged."""
 
 from __future__ import annotations
 
@@ -71,6 +71,6 @@ def norms_of(masks: list[Tensor | None]) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fast)
     if norms.count != len(masks):
         raise UnsupportedOperationError(
-            f"difflayers.gates: with inexact='allow' the model must call its norms as when it was traced, {len(masks)} times, "
-            f"got {norms.count} calls; attach with inexact='refuse'"
+            f"difflayers.gates: with inexact='allow' the model must call its norms as when it was traced, {len(masks)} "
+            f"times, got {norms.count} calls; attach with inexact='refuse'"
         )

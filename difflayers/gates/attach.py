@@ -24,8 +24,8 @@ class Gated(nn.Module):
     """A model whose channels have gates; made by `difflayers.gates.attach`.
 
     Called as the model. A closed gate means exactly that the channel does not exist: the weights that meet it as an
-    input are multiplied by the gate, so whatever the channel holds (a bias, a sigmoid's one half, a padded border) reaches
-    nothing. The model itself is not changed, and its parameters are trained as before.
+    input are multiplied by the gate, so whatever the channel holds (a bias, a sigmoid's one half, a padded border)
+    reaches nothing. The model itself is not changed, and its parameters are trained as before.
 
     Attributes:
         model: the model; its parameters are those that were given.
@@ -128,7 +128,8 @@ def attach(
 ) -> Gated:
     """Finds what can be removed from a model, and puts a gate on every group of it.
 
-    The model is traced by `torch.export` on the example inputs; what happens to every single channel is followed through
+    The model is traced by `torch.export` on the example inputs; what happens to every single channel is followed
+    through
     the graph, so that channels of different layers that can only vanish together (residual streams, batch norms, both
     halves of a gated linear unit, the heads of attention) become one unit, and units that occupy the same places one
     group with one gate. Model outputs are never gated. Needs no gradients: frozen models can be gated.
@@ -139,20 +140,21 @@ def attach(
         example_kwargs: its keyword arguments.
         unknown: "raise" for an operation that is not understood, or "skip" to leave what touches it as it is
             (`gated.analysis.unknown` says which); it is never taken for element-wise.
-        inexact: "refuse" leaves out channels over which statistics are taken (LayerNorm streams); "allow" gates them too, and
-            takes the statistics of the gated model's `layer_norm` and `rms_norm` over open channels alone.
+        inexact: "refuse" leaves out channels over which statistics are taken (LayerNorm streams); "allow" gates them
+            too, and takes the statistics of the gated model's `layer_norm` and `rms_norm` over open channels alone.
         gate: makes a gate of n entries.
 
     Returns:
         `Gated`, to be called and trained in the model's place; `difflayers.gates.prune` makes it small.
 
     Raises:
-        UnsupportedOperationError: the model cannot be traced, an operation is not understood, or a group cannot be removed
-            because the model's code holds its size (found by a trial on a copy).
+        UnsupportedOperationError: the model cannot be traced, an operation is not understood, or a group cannot be
+            removed because the model's code holds its size (found by a trial on a copy).
         ValueError: nothing can be removed, or an argument is out of its range.
 
     Cost, transforms:
-        A trace of the model, a copy of it in float64 and a few runs of that; training costs one product of each gated weight.
+        A trace of the model, a copy of it in float64 and a few runs of that; training costs one product of each gated
+        weight.
 
     References:
         Kim, Park, Jung, Choe, AAAI 2020, arXiv 1904.10921.
@@ -183,9 +185,9 @@ def attach(
         return gated
     if unknown == "raise":
         raise UnsupportedOperationError(
-            f"{name}: group '{next(iter(fixed))}' cannot be removed: in a trial, {next(iter(fixed.values()))}; write sizes as "
-            f"-1, as the shapes of tensors or as integer attributes of the module, or pass unknown='skip' to leave "
-            f"{', '.join(map(repr, fixed))} as they are"
+            f"{name}: group '{next(iter(fixed))}' cannot be removed: in a trial, {next(iter(fixed.values()))}; write "
+            f"sizes as -1, as the shapes of tensors or as integer attributes of the module, or pass unknown='skip' to "
+            f"leave {', '.join(map(repr, fixed))} as they are"
         )
     return Gated(model, _some(name, dense(analysis, fixed)), gate, example)
 

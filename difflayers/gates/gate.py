@@ -70,14 +70,15 @@ class TrainableGate(Gate):
 
     $$TG_M(w; g) = b(w) + s_M(w)\,g(w), \qquad b(w) = [w \ge 0], \qquad s_M(w) = (M w - \lfloor M w \rfloor) / M$$
 
-    is within $|g| / M$ of the step b and has the derivative $g + s_M g' \to g$ for large M. The default is that limit: the
+    is within $|g| / M$ of the step b and has the derivative $g + s_M g' \to g$ for large M. The default is that limit:
+    the
     value is exactly $[w \ge 0]$, so that a closed gate leaks nothing, the gradient exactly g(w). With `finite_m` the
     formula is taken literally (in float32, values leak about 1e-6; float16 overflows from M = 1e5).
 
     Args:
         n: how many.
-        gradient: the shape g: "constant" (1 everywhere; never saturates), "sigmoid" (the logistic function's derivative),
-            "triangle" (max(0, 1 - |w|)), or a function of the weights, elementwise.
+        gradient: the shape g: "constant" (1 everywhere; never saturates), "sigmoid" (the logistic function's
+            derivative), "triangle" (max(0, 1 - |w|)), or a function of the weights, elementwise.
         finite_m: M, positive; None: its limit.
         initial: the weights at the start; a number or a tensor `[n]`.
 
@@ -179,7 +180,8 @@ class HardConcreteGate(Gate):
         As `difflayers.hard_concrete`.
 
     References:
-        Louizos, Welling, Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018, arXiv 1712.01312.
+        Louizos, Welling, Kingma, "Learning Sparse Neural Networks through L0 Regularization", ICLR 2018, arXiv
+        1712.01312.
 
     Example:
         >>> import difflayers as dl
@@ -261,7 +263,8 @@ def _initial(function: str, n: int, initial: float | Tensor) -> Tensor:
     if isinstance(initial, Tensor):
         if initial.shape != (n,):
             raise ValueError(
-                f"{function}: argument 'initial' must be a number or a tensor of shape ({n},), got {tuple(initial.shape)}"
+                f"{function}: argument 'initial' must be a number or a tensor of shape ({n},), "
+                f"got {tuple(initial.shape)}"
             )
         return _checks.tensor(function, "initial", initial).detach().clone()
     return torch.full((n,), _checks.number(function, "initial", initial))

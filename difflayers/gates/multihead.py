@@ -12,20 +12,23 @@ __all__ = ["SlimMultiheadAttention"]
 
 
 class SlimMultiheadAttention(nn.Module):
-    """Attention of `torch.nn.MultiheadAttention`, whose number of heads times their size need not be the stream's width.
+    """Attention of `torch.nn.MultiheadAttention`, whose number of heads times their size need not be the stream's
+    width.
 
-    Has the parameters of the module that it was made from, under the same names, and its forward's arguments and results;
-    works inside `torch.nn.TransformerEncoderLayer` and `TransformerDecoderLayer`.
+    Has the parameters of the module that it was made from, under the same names, and its forward's arguments and
+    results; works inside `torch.nn.TransformerEncoderLayer` and `TransformerDecoderLayer`.
 
     Args:
-        attention: a `torch.nn.MultiheadAttention`, whose parameters are taken as they are; the weights may have been cut to
-            fewer heads of the same size.
+        attention: a `torch.nn.MultiheadAttention`, whose parameters are taken as they are; the weights may have been
+            cut to fewer heads of the same size.
 
     Returns:
-        Of a call: (outputs, weights), as `torch.nn.MultiheadAttention`; the average of the weights is over the heads left.
+        Of a call: (outputs, weights), as `torch.nn.MultiheadAttention`; the average of the weights is over the heads
+        left.
 
     Raises:
-        UnsupportedOperationError: masks that are not of torch's shapes reach torch's own errors; `is_causal` without a mask.
+        UnsupportedOperationError: masks that are not of torch's shapes reach torch's own errors; `is_causal` without a
+            mask.
 
     Cost, transforms:
         As `torch.nn.functional.scaled_dot_product_attention`.
@@ -43,6 +46,13 @@ class SlimMultiheadAttention(nn.Module):
         super().__init__()
         self.head_dim, self.batch_first = attention.head_dim, attention.batch_first
         self.dropout, self.add_zero_attn = attention.dropout, attention.add_zero_attn
+        self.in_proj_weight: nn.Parameter | None
+        self.q_proj_weight: nn.Parameter
+        self.k_proj_weight: nn.Parameter
+        self.v_proj_weight: nn.Parameter
+        self.in_proj_bias: nn.Parameter | None
+        self.bias_k: nn.Parameter | None
+        self.bias_v: nn.Parameter | None
         for name in (
             "in_proj_weight",
             "q_proj_weight",
@@ -73,8 +83,8 @@ class SlimMultiheadAttention(nn.Module):
         """Outputs and weights, as `torch.nn.MultiheadAttention`."""
         if is_causal and attn_mask is None:
             raise UnsupportedOperationError(
-                "difflayers.gates.SlimMultiheadAttention: argument 'attn_mask' must be given with is_causal=True, got None; "
-                "pass the mask, as for torch.nn.MultiheadAttention"
+                "difflayers.gates.SlimMultiheadAttention: argument 'attn_mask' must be given with is_causal=True, got "
+                "None; pass the mask, as for torch.nn.MultiheadAttention"
             )
         alone = query.dim() == 2
         if alone:

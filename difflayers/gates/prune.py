@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import Error
 from ._analysis import Factor
@@ -32,8 +33,8 @@ def prune(gated: Gated, *, verify: bool = True, tolerance: float = 1e-10) -> nn.
     """The model without the channels whose gates are closed, as an ordinary module.
 
     Works on a copy: the gated model stays as it is. Parameters and buffers lose the indices of closed units; sizes that
-    modules remember (`in_features`, `num_heads`, `groups`, and integers of a user's own modules that reshapes depend on)
-    are rewritten.
+    modules remember (`in_features`, `num_heads`, `groups`, and integers of a user's own modules that reshapes depend
+    on) are rewritten.
 
     Args:
         gated: of `attach`; its gates say what is closed (`gated.opened()`).
@@ -44,8 +45,8 @@ def prune(gated: Gated, *, verify: bool = True, tolerance: float = 1e-10) -> nn.
         A copy of the model, smaller, in the same training mode.
 
     Raises:
-        PruningError: the outputs differ, naming the first module whose output does; or sizes written in the model's code
-            cannot be rewritten.
+        PruningError: the outputs differ, naming the first module whose output does; or sizes written in the model's
+            code cannot be rewritten.
         ValueError: a group would lose its last unit.
 
     Cost, transforms:
@@ -132,7 +133,7 @@ def _cut(model: nn.Module, kept: dict[str, dict[int, Tensor]]) -> None:
         if changed:
             _remember(module)
     for path, module in list(model.named_modules()):
-        if isinstance(module, nn.MultiheadAttention) and module.out_proj.weight.shape != (module.embed_dim,) * 2:
+        if isinstance(module, nn.MultiheadAttention) and (module.out_proj.weight.shape != (module.embed_dim,) * 2):
             parent, _, name = path.rpartition(".")
             if not path:
                 raise PruningError(
@@ -144,14 +145,14 @@ def _cut(model: nn.Module, kept: dict[str, dict[int, Tensor]]) -> None:
 
 def _remember(module: nn.Module) -> None:
     """The sizes that torch's own layers remember."""
-    weight: Any = getattr(module, "weight", None)
     layer: Any = module
+    weight: Any = layer._parameters.get("weight")
     if isinstance(module, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
     elif isinstance(module, nn.RNNBase):
         remember_recurrent(module)
-    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and weight is not None:
-        layer.normalized_shape = tuple(weight.shape)
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        layer.normalized_shape = layer.normalized_shape if weight is None else tuple(weight.shape)
     elif isinstance(module, nn.Embedding):
         layer.num_embeddings, layer.embedding_dim = weight.shape
     elif isinstance(module, nn.modules.conv._ConvNd):
@@ -192,8 +193,9 @@ def _sizes_in_code(gated: Gated, model: nn.Module, opened: dict[str, Tensor]) ->
         for name, value in vars(module).items():
             if type(value) is int and value == resize.size:
                 found[id(module), name] = (module, name, size)
-            elif type(value) in (tuple, list) and resize.size in value and all(type(v) is int for v in value):
-                found[id(module), name] = (module, name, type(value)(size if v == resize.size else v for v in value))
+            elif isinstance(value, (tuple, list)) and resize.size in value and all(type(v) is int for v in value):
+                new = [size if v == resize.size else v for v in value]
+                found[id(module), name] = (module, name, new if isinstance(value, list) else tuple(new))
     return list(found.values())
 
 
@@ -213,8 +215,8 @@ def _verified(
     except Exception as error:
         raise NotRunnable(
             f"difflayers.gates.prune: the gated model cannot be run in float64 ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}), so nothing can be verified; make it run there, or pass "
-            f"verify=False and compare by yourself"
+            f"{str(error).splitlines()[0] if str(error) else ''}), so nothing can be verified; make it run there, or "
+            f"pass verify=False and compare by yourself"
         ) from error
     # one decision for an attribute of all modules of a class; most often all are to be rewritten, or none
     kinds = list(dict.fromkeys((type(module), name) for module, name, _ in candidates))
@@ -254,7 +256,7 @@ def _inputs(example: Any) -> list[Any]:
             return torch.randn(value.shape, dtype=torch.float64, generator=generator).to(value.device)
         return value
 
-    tree = torch.utils._pytree.tree_map
+    tree = tree_map
     return [(tree(exact, args), tree(exact, kwargs)), (tree(other, args), tree(other, kwargs))]
 
 
@@ -276,13 +278,13 @@ def _exactly() -> Iterator[None]:
 def _run(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
     exact = copy.deepcopy(model).double().eval()
     with _exactly():
-        return [t for t in torch.utils._pytree.tree_leaves(exact(*args, **kwargs)) if isinstance(t, Tensor)]
+        return [t for t in tree_leaves(exact(*args, **kwargs)) if isinstance(t, Tensor)]
 
 
 def _run_gated(exact: Gated, opened: dict[str, Tensor], args: Any, kwargs: Any) -> list[Tensor]:
     with _exactly():
         result = exact.call({name: value.double() for name, value in opened.items()}, args, kwargs)
-    return [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
+    return [t for t in tree_leaves(result) if isinstance(t, Tensor)]
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -323,7 +325,8 @@ def _blame(gated: Gated, small: nn.Module, opened: dict[str, Tensor], problem: A
         outputs.append(seen)
     for path, expected in outputs[0].items():
         found = outputs[1].get(path)
-        same = isinstance(found, Tensor) and isinstance(expected, Tensor) and found.shape == expected.shape
-        if same and _difference([found], [expected]) > 1e-8:
+        if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
+            continue
+        if found.shape == expected.shape and _difference([found], [expected]) > 1e-8:
             return f"the first module whose output differs is '{path}'"
     return "no module's own output differs"

@@ -142,7 +142,8 @@ def step_overhead(model: nn.Module, x: Tensor, rounds: int = 9) -> tuple[float, 
         module(x).square().mean().backward()
         return time.perf_counter() - start
 
-    step(model), step(gated)
+    step(model)
+    step(gated)
     plain, with_gates = zip(*[(step(model), step(gated)) for _ in range(rounds)], strict=True)
     return statistics.median(plain), statistics.median(with_gates)
 

@@ -10,8 +10,6 @@ from .test_zoo import assert_as_before, close, snapshot
 from .zoo import made
 from .zoo_images import Applied
 
-
-
 UNKNOWN = {
     "cumprod": lambda m, x: m.c(m.b(torch.cumprod(m.a(x), -1)).relu()),
     "sort": lambda m, x: m.c(m.b(m.a(x).sort(-1)[0]).relu()),
@@ -90,7 +88,7 @@ def test_nothing_to_remove():
 
 
 @pytest.mark.parametrize(
-    "change, error, match",
+    ("change", "error", "match"),
     [
         ({"unknown": "ignore"}, ValueError, "argument 'unknown'"),
         ({"inexact": True}, (TypeError, ValueError), "argument 'inexact'"),

@@ -27,7 +27,7 @@ def pruned(name, closed):
 
 def test_1_channel_shuffle():
     # units of the first convolution alternate over the groups of the second: shuffled channels 0 4 1 5 | 2 6 3 7
-    model, gated, small = pruned("channel_shuffled", {"a": [0]})
+    model, _, small = pruned("channel_shuffled", {"a": [0]})
     assert small.a.out_channels == 4
     assert small.b.in_channels == 4
     assert torch.equal(small.a.weight, model.a.weight[[1, 3, 5, 7]])
@@ -49,7 +49,7 @@ def test_3_heads_alone():
 
 
 def test_4_frozen_models_are_pruned():
-    model, _, small = pruned("frozen", {"0_0": [0, 1, 2]})
+    _, _, small = pruned("frozen", {"0_0": [0, 1, 2]})
     assert not any(p.requires_grad for p in small.parameters())
     assert small[0][0].out_channels == 2
 
@@ -66,7 +66,7 @@ def test_5_constants_of_closed_channels_reach_nothing():
         assert_equal(gated(x), by_hand)
 
 
-@pytest.mark.parametrize("name, group", [("tied_embedding", "b"), ("tied_module", "0")])
+@pytest.mark.parametrize(("name", "group"), [("tied_embedding", "b"), ("tied_module", "0")])
 def test_6_tied_weights_stay_tied(name, group):
     model, _, small = pruned(name, {group: [0, 5]})
     count = sum(p.numel() for p in small.parameters())

@@ -42,7 +42,9 @@ def snapshot(model):
 
 def assert_as_before(model, before):
     for (name, tensor, value), (now_name, now) in zip(before[0], model.state_dict(keep_vars=True).items(), strict=True):
-        assert name == now_name and tensor is now and torch.equal(value, now), name
+        assert name == now_name
+        assert tensor is now
+        assert torch.equal(value, now), name
     assert snapshot(model)[1] == before[1]
 
 
@@ -92,7 +94,8 @@ def test_pruned_is_gated(name):
         assert sum(p.numel() for p in small.parameters()) == round(gated.cost("parameters", opened).item())
     again = analyse(small, x, {}, skip_unknown=False, allow_inexact=False)
     left = sum(term.amount for term in again.flops)
-    assert left == pytest.approx(gated.cost("flops", opened).item()) and left < gated.full_cost()
+    assert left == pytest.approx(gated.cost("flops", opened).item())
+    assert left < gated.full_cost()
     assert all(torch.isfinite(leaf).all() for leaf in leaves(small.train()(*x)))
 
 
@@ -105,7 +108,8 @@ def test_gradients_reach_gates_and_weights(name):
     torch.manual_seed(0)
     sum(leaf.square().sum() for leaf in leaves(gated(*example))).backward()
     for gate in gated.gates.values():
-        assert torch.isfinite(gate.weight.grad).all() and gate.weight.grad.abs().max() > 0
+        assert torch.isfinite(gate.weight.grad).all()
+        assert gate.weight.grad.abs().max() > 0
     assert all(p.grad is not None for p in model.parameters())
 
 
