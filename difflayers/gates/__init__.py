@@ -6,6 +6,7 @@ from .cost import Cost
 from .fit import FitRecord, FitResult, fit, recalibrate_batch_norm
 from .gate import BernoulliGate, Gate, HardConcreteGate, TrainableGate
 from .latency import measure_latency
+from .multihead import SlimMultiheadAttention
 from .plan import PrunePlan, plan
 from .project import Projection, project
 from .prune import PruningError, prune
@@ -25,6 +26,7 @@ __all__ = [
     "PrunePlan",
     "PruningError",
     "Report",
+    "SlimMultiheadAttention",
     "TrainableGate",
     "area_loss",
     "attach",

@@ -9,13 +9,17 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..errors import UnsupportedOperationError
-from . import _layers, _rules  # noqa: F401  (register their rules)
+from . import _layers, _recurrent, _rules  # noqa: F401  (register their rules)
 from ._atoms import ALWAYS, NONE, compact, varying
 from ._propagate import Propagation, operator_name
 
 __all__ = ["Analysis", "Factor", "Group", "Resize", "Term", "analyse"]
 
-RESIZING = {"view", "reshape", "_unsafe_view", "unflatten", "expand", "split_with_sizes", "split", "repeat", "narrow"}
+# operators whose arguments are sizes, and layers that check or warn of theirs
+RESIZING = {
+    "view", "reshape", "_unsafe_view", "unflatten", "expand", "split_with_sizes", "split", "repeat", "narrow",
+    "slice", "layer_norm", "rms_norm", "instance_norm", "zeros", "new_zeros",
+}  # fmt: skip
 
 
 class Group(NamedTuple):
@@ -24,7 +28,8 @@ class Group(NamedTuple):
     Attributes:
         name: after the first parameter that makes them.
         size: how many units.
-        units: for each dimension (parameter, dim) the unit `[size of the dimension]` of every index; -1: not of the group.
+        units: for each dimension (parameter, dim) the unit `[size of the dimension]` of every index; -1: not of the
+            group.
         consumers: the dimensions among these whose masking closes a unit.
     """
 
@@ -60,12 +65,18 @@ class Resize(NamedTuple):
 
 
 class Analysis(NamedTuple):
-    """The groups of a model, its cost, and what was left out."""
+    """The groups of a model, its cost, and what was left out.
+
+    Attributes:
+        norms: for each call of a norm over channels, in the graph's order, the groups that it takes statistics over,
+            with the unit of every index, as in `Group.units`.
+    """
 
     groups: list[Group]
     flops: list[Term]
     parameters: list[Term]
     resizes: list[Resize]
+    norms: list[list[tuple[str, Tensor]]]
     unknown: dict[str, str]
 
 
@@ -77,28 +88,34 @@ def analyse(
     signature = program.graph_signature
     names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    names = {placeholder: name for placeholder, name in names.items() if name in tensors}
+    first: dict[int, str] = {}  # a tensor under several names goes by its first
+    for name, tensor in tensors.items():
+        first.setdefault(id(tensor), name)
+    names = {placeholder: first[id(tensors[name])] for placeholder, name in names.items() if name in tensors}
     run = Propagation(
         {name: tuple(tensors[name].shape) for name in dict.fromkeys(names.values())},
         skip_unknown=skip_unknown, allow_inexact=allow_inexact,
     )  # fmt: skip
     run.run(program.graph, names)
     roots = _rectangular(run)
-    groups, unit_of = _groups(run, roots)
+    units = _groups(run, roots)
     modules = {node.name: module_of(node) for node in program.graph.nodes}
     flops = [
-        Term(2 * work.macs, tuple(_factor(roots[atoms], unit_of) for atoms in work.factors), modules[work.node])
+        Term(2 * work.macs, tuple(_factor(roots[atoms], units) for atoms in work.factors), modules[work.node])
         for work in run.work
     ]
     trainable = [name for name, _ in model.named_parameters() if name in run.atoms.shapes]
     parameters = [
         Term(
             float(tensors[name].numel()),
-            tuple(_factor(roots[run.atoms.of_dimension[name, d]], unit_of) for d in range(tensors[name].dim())),
+            tuple(_factor(roots[run.atoms.of_dimension[name, d]], units) for d in range(tensors[name].dim())),
         )
         for name in trainable
     ]
-    return Analysis(groups, flops, parameters, _resizes(run, roots, unit_of), run.unknown)
+    return Analysis(
+        units.groups, flops, parameters, _resizes(run, roots, units),
+        _norms(run, program.graph, roots, units), run.unknown,
+    )  # fmt: skip
 
 
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
@@ -112,8 +129,8 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     except Exception as error:
         raise UnsupportedOperationError(
             f"difflayers.gates.attach: the model cannot be traced by torch.export ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); control flow that depends on values must be taken out "
-            f"of the forward, or the part that can be traced be gated by itself"
+            f"{str(error).splitlines()[0] if str(error) else ''}); control flow that depends on values must be "
+            f"taken out of the forward, or the part that can be traced be gated by itself"
         ) from error
     finally:
         for module, training in modes.items():
@@ -121,8 +138,8 @@ def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 
 def _rectangular(run: Propagation) -> Tensor:
-    """The roots of all atoms, after ties that make what remains of every tensor a tensor: labels run along one dimension
-    of it at most, the one with the most of them."""
+    """The roots of all atoms, after ties that make what remains of every tensor a tensor: labels run along one
+    dimension of it at most, the one with the most of them."""
     for _ in range(50):
         roots = run.atoms.roots()
         changed = False
@@ -144,8 +161,8 @@ def _rectangular(run: Propagation) -> Tensor:
     raise AssertionError("ties do not settle")
 
 
-def _groups(run: Propagation, roots: Tensor) -> tuple[list[Group], dict[int, tuple[str, int]]]:
-    """Groups of units, and the (group, unit) of each root."""
+def _groups(run: Propagation, roots: Tensor) -> Units:
+    """Groups of units, and what each root is."""
     places: dict[int, list[tuple[str, int]]] = {}
     for place, atoms in run.atoms.of_dimension.items():
         for root in roots[atoms].unique().tolist():
@@ -155,10 +172,10 @@ def _groups(run: Propagation, roots: Tensor) -> tuple[list[Group], dict[int, tup
     for root in sorted(places):
         together.setdefault(tuple(places[root]), []).append(root)
     groups: list[Group] = []
-    unit_of: dict[int, tuple[str, int]] = {}
+    which, unit = torch.full((len(roots),), -1), torch.full((len(roots),), -1)
     for where, members in together.items():
         consumers = tuple(place for place in where if place in run.consumers)
-        if not consumers or len(where) < 2 or len(members) < 2:
+        if not consumers or len(members) < 2:  # one place alone: a parameter that makes its own input, tied weights
             continue
         makers = [place for place in where if place not in run.consumers] or list(where)
         name = makers[0][0].rsplit(".", 1)[0].replace(".", "_") if "." in makers[0][0] else makers[0][0]
@@ -168,26 +185,30 @@ def _groups(run: Propagation, roots: Tensor) -> tuple[list[Group], dict[int, tup
         table[torch.tensor(members)] = torch.arange(len(members))
         units = {place: table[roots[run.atoms.of_dimension[place]]] for place in where}
         groups.append(Group(name, len(members), units, consumers))
-        unit_of.update({root: (name, i) for i, root in enumerate(members)})
-    return groups, unit_of
+        which[torch.tensor(members)] = len(groups) - 1
+        unit[torch.tensor(members)] = torch.arange(len(members))
+    return Units(groups, which, unit)
 
 
-def _factor(roots: Tensor, unit_of: dict[int, tuple[str, int]]) -> Factor:
-    values, counts = roots.flatten().unique(return_counts=True)
-    constant, of_groups = 0.0, {}
-    sizes: dict[str, int] = {}
-    for name, unit in unit_of.values():
-        sizes[name] = max(sizes.get(name, 0), unit + 1)
-    for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-        if value in unit_of:
-            name, unit = unit_of[value]
-            of_groups.setdefault(name, torch.zeros(sizes[name], dtype=torch.float64))[unit] += count
-        else:
-            constant += count
-    return Factor(constant, of_groups, float(roots.numel()))
+class Units(NamedTuple):
+    """What each root is: `which` group (its place in `groups`; -1: none), and which `unit` of it."""
+
+    groups: list[Group]
+    which: Tensor
+    unit: Tensor
 
 
-def _resizes(run: Propagation, roots: Tensor, unit_of: dict[int, tuple[str, int]]) -> list[Resize]:
+def _factor(roots: Tensor, units: Units) -> Factor:
+    which, unit = units.which[roots], units.unit[roots]
+    counts = {
+        units.groups[at].name: torch.bincount(unit[which == at], minlength=units.groups[at].size).double()
+        for at in which.unique().tolist()
+        if at >= 0
+    }
+    return Factor(float((which < 0).sum()), counts, float(roots.numel()))
+
+
+def _resizes(run: Propagation, roots: Tensor, units: Units) -> list[Resize]:
     result = []
     for labels, node in run.seen:
         if operator_name(node) not in RESIZING:
@@ -195,10 +216,27 @@ def _resizes(run: Propagation, roots: Tensor, unit_of: dict[int, tuple[str, int]
         (small,) = compact(labels)
         resolved = torch.where(small == NONE, NONE, roots[small.clamp(min=0)])
         for d in varying(resolved):
-            factor = _factor(resolved.movedim(d, 0).flatten(1)[:, 0], unit_of)
+            factor = _factor(resolved.movedim(d, 0).flatten(1)[:, 0], units)
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             for module in {path for path, _ in stack} | {""}:
                 result.append(Resize(module, node.name, small.shape[d], factor))
+    return result
+
+
+def _norms(run: Propagation, graph: fx.Graph, roots: Tensor, units: Units) -> list[list[tuple[str, Tensor]]]:
+    gated = {node: labels for labels, node in run.inexact}
+    result: list[list[tuple[str, Tensor]]] = []
+    for node in graph.nodes:
+        if node.op != "call_function" or operator_name(node) not in ("layer_norm", "rms_norm"):
+            continue
+        places: dict[str, Tensor] = {}
+        if node in gated:
+            labels = gated[node].flatten(0, -2)[0]
+            found = roots[labels.clamp(min=ALWAYS)]
+            for at in units.which[found].unique().tolist():
+                if at >= 0:
+                    places[units.groups[at].name] = torch.where(units.which[found] == at, units.unit[found], -1)
+        result.append(list(places.items()))
     return result
 
 

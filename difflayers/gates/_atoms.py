@@ -1,7 +1,8 @@
 """Atoms: which indices of which tensors exist or vanish together.
 
 An atom is a number. Every element of an activation carries one (`labels`), every index of every dimension of a
-parameter has one. 0 is what always exists; NONE marks zeros, which may be anything. Ties between atoms are collected and
+parameter has one. 0 is what always exists; NONE marks zeros, which may be anything. Ties between atoms are collected
+and
 resolved all at once: the connected components are the units that can be removed.
 """
 

@@ -27,7 +27,7 @@ def along(labels: Tensor, dim: int, shape: Any) -> Tensor:
     return labels.view([-1 if d == dim else 1 for d in range(len(shape))]).expand(tuple(shape))
 
 
-def _whole(run: Propagation, weight: Any) -> tuple[str, tuple[int, ...]] | None:
+def whole_parameter(run: Propagation, weight: Any) -> tuple[str, tuple[int, ...]] | None:
     """The name and shape of a parameter that is used as it is."""
     if isinstance(weight, Parameters) and len(weight.sources) == 1:
         name, source = weight.sources[0]
@@ -56,7 +56,7 @@ def transposed_convolution(run: Propagation, node: fx.Node, args: list[Any], kwa
 
 
 def _convolved(run: Propagation, node: fx.Node, x: Any, weight: Any, bias: Any, groups: int, transposed: bool) -> Any:
-    whole = _whole(run, weight)
+    whole = whole_parameter(run, weight)
     if whole is None or not isinstance(x, Labels):
         run.refuse(node, [x, weight, bias])
         return run.fixed(node)
@@ -151,7 +151,7 @@ def layer_norm(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[st
         if run.allow_inexact and normalised == 1 and _name(node) in ("layer_norm", "rms_norm"):
             run.inexact.append((x.atoms, node))
         else:
-            run.atoms.keep(x.atoms)
+            x = Labels(run.kept(x.atoms))
     parts = [a for a in [*args[2:4], *kwargs.values()] if isinstance(a, Parameters)]
     result = combined(run, [x, *parts])
     return [result, run.fixed(node)[1], run.fixed(node)[2]] if _name(node) == "native_layer_norm" else result
@@ -162,7 +162,8 @@ def layer_norm(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[st
     "adaptive_avg_pool2d", "adaptive_avg_pool3d", "adaptive_max_pool1d", "adaptive_max_pool2d", "adaptive_max_pool3d",
     "max_pool2d_with_indices", "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_linear1d",
     "upsample_bilinear2d", "upsample_bicubic2d", "upsample_trilinear3d", "_upsample_bilinear2d_aa", "reflection_pad1d",
-    "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d", "grid_sampler",
+    "reflection_pad2d", "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d",
+    "grid_sampler",
 )  # fmt: skip
 def pooling(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """Acts within each channel, dimension 1 (0 without a batch)."""
@@ -178,21 +179,25 @@ def pooling(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, 
 
 @rule("pad", "constant_pad_nd")
 def pad(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Zeros may be anything; other constants exist always."""
-    widths = args[1]
-    mode = args[2] if len(args) > 2 and isinstance(args[2], str) else "constant"
-    value = args[3] if len(args) > 3 else kwargs.get("value")
-    value = args[2] if len(args) > 2 and not isinstance(args[2], str) else value
-    fill = NONE if mode == "constant" and not value else ALWAYS
-    x = args[0]
-    if mode != "constant":
-        return pooling_like(run, node, x)
-    return Labels(torch.nn.functional.pad(x.atoms, widths, value=fill))
-
-
-def pooling_like(run: Propagation, node: fx.Node, x: Labels) -> Labels:
-    """A result whose channels (dimension 1) are those of x."""
-    return Labels(along(channel_labels(run, x, 1), 1, node.meta["val"].shape))
+    """New places belong to the channel that they are in; new channels exist always, for the code says how many."""
+    x, widths = args[0], list(args[1])
+    if not isinstance(x, Labels):
+        run.refuse(node, args)
+        return run.fixed(node)
+    labels = x.atoms
+    channels = varying(labels)
+    for i in range(0, len(widths), 2):
+        dim, size = labels.dim() - 1 - i // 2, labels.shape[labels.dim() - 1 - i // 2]
+        at = torch.arange(-widths[i], size + widths[i + 1])
+        if dim not in channels:
+            labels = labels.narrow(dim, 0, 1).expand([len(at) if d == dim else n for d, n in enumerate(labels.shape)])
+        elif widths[i] or widths[i + 1]:
+            if len(args) > 2 and isinstance(args[2], str) and args[2] != "constant":
+                run.refuse(node, args)
+                return run.fixed(node)
+            inside = ((at >= 0) & (at < size)).view([-1 if d == dim else 1 for d in range(labels.dim())])
+            labels = torch.where(inside, labels.index_select(dim, at.clamp(0, size - 1)), ALWAYS)
+    return Labels(labels)
 
 
 @rule(
@@ -252,7 +257,7 @@ def over_dimension(run: Propagation, node: fx.Node, args: list[Any], kwargs: dic
         run.refuse(node, args)
         return run.fixed(node)
     if dim % len(x.shape) in varying(x.atoms):
-        run.atoms.keep(x.atoms)
+        return Labels(run.kept(x.atoms))
     return x
 
 
@@ -264,15 +269,27 @@ def _glu(run: Propagation, args: list[Any]) -> Any:
 
 @rule("cat", "concat", "concatenate", "stack", "hstack", "vstack")
 def cat(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Side by side; a parameter among activations takes part with its last dimension."""
-    target: Any = node.target
-    tensors = []
-    for part in args[0]:
-        if isinstance(part, Parameters):
-            tensors.append(_as_activation(run, part))
-        else:
-            tensors.append(part.atoms)
-    return Labels(target(tensors, *args[1:], **kwargs))
+    """Side by side: pieces have the same channels along every other dimension."""
+    name, pieces = _name(node), [_as_activation(run, p) if isinstance(p, Parameters) else p.atoms for p in args[0]]
+    dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+    if name == "stack":
+        dim %= pieces[0].dim() + 1
+        pieces = [piece.unsqueeze(dim) for piece in pieces]
+    elif name in ("hstack", "vstack"):
+        if pieces[0].dim() < 2:
+            run.refuse(node, args[0])
+            return run.fixed(node)
+        dim = 1 if name == "hstack" else 0
+    dim %= max(piece.dim() for piece in pieces)
+    pieces = [piece for piece in pieces if tuple(piece.shape) != (0,)]  # torch allows them among others
+    for other in range(pieces[0].dim()):
+        if other != dim and any(other in varying(piece) for piece in pieces):
+            labels = [channel_labels(run, Labels(piece), other) for piece in pieces]
+            for each in labels[1:]:
+                run.atoms.tie(labels[0], each)
+            first = max(labels, key=lambda each: int(each.max() > ALWAYS))
+            pieces = [along(first, other, piece.shape) for piece in pieces]
+    return Labels(torch.cat(pieces, dim))
 
 
 def _as_activation(run: Propagation, part: Parameters) -> Tensor:
@@ -292,7 +309,7 @@ def _as_activation(run: Propagation, part: Parameters) -> Tensor:
 @rule("embedding")
 def embedding(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
     """Rows of w [entries, channels]."""
-    whole = _whole(run, args[0])
+    whole = whole_parameter(run, args[0])
     out = node.meta["val"].shape
     if whole is None:
         run.refuse(node, args)

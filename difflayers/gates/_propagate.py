@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
+from torch.fx.node import map_aggregate
 
 from ..errors import UnsupportedOperationError
 from ._atoms import ALWAYS, NONE, Atoms, compact, varying
@@ -74,11 +75,15 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 # data movement: run on labels and on provenances as it is
 MOVES = {
     "view", "reshape", "_unsafe_view", "permute", "transpose", "t", "movedim", "swapaxes", "swapdims", "flatten",
-    "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "repeat_interleave", "slice", "select", "narrow",
+    "unflatten", "squeeze", "unsqueeze", "expand", "expand_as", "repeat", "repeat_interleave", "slice", "select",
+    "narrow",
     "chunk", "split", "split_with_sizes", "unbind", "unsafe_chunk", "unsafe_split", "tensor_split", "pixel_shuffle",
-    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "diagonal", "unfold", "numpy_T", "mT", "view_as", "reshape_as",
+    "pixel_unshuffle", "channel_shuffle", "flip", "roll", "diagonal", "unfold", "numpy_T", "mT", "view_as",
+    "reshape_as",
     "tile", "hsplit", "vsplit", "moveaxis", "adjoint",
 }  # fmt: skip
+# of these, the ones that cut into pieces of one size (split_with_sizes where its sizes are equal)
+PARTS = {"chunk", "split", "split_with_sizes", "unsafe_chunk", "unsafe_split", "tensor_split"}
 
 
 class Propagation:
@@ -99,11 +104,15 @@ class Propagation:
         self.seen: list[tuple[Tensor, fx.Node]] = []
         self.unknown: dict[str, str] = {}
         self.work: list[Work] = []
+        self.places: dict[str, Tensor] = {}  # of each parameter, the flat index of every element
 
     def run(self, graph: fx.Graph, names: dict[str, str]) -> None:
         """Runs the graph; `names` maps placeholders to the parameters and buffers they stand for."""
         values: dict[fx.Node, Any] = {}
+        alive = _needed(graph)
         for node in graph.nodes:
+            if node not in alive:
+                continue
             if node.op == "placeholder":
                 values[node] = self._input(node, names)
             elif node.op == "call_function":
@@ -119,7 +128,10 @@ class Propagation:
     def _input(self, node: fx.Node, names: dict[str, str]) -> Any:
         if node.name in names:
             shape = self.atoms.shapes[names[node.name]]
-            return Parameters(((names[node.name], torch.arange(max(1, _numel(shape))).view(shape)),))
+            name = names[node.name]
+            if name not in self.places:
+                self.places[name] = torch.arange(max(1, _numel(shape))).view(shape)
+            return Parameters(((name, self.places[name]),))
         return self.fixed(node)
 
     def _note(self, value: Any, node: fx.Node) -> None:
@@ -157,7 +169,10 @@ class Propagation:
             return target(*[pick(a) for a in args], **{key: pick(value) for key, value in kwargs.items()})
 
         if isinstance(first, Labels):
-            return wrapped(of(lambda a: a.atoms if isinstance(a, Labels) else a), Labels)
+            result = wrapped(of(lambda a: a.atoms if isinstance(a, Labels) else a), Labels)
+            if operator_name(node) in PARTS:
+                self._of_one_size(first, result, node)
+            return result
         if isinstance(first, Parameters):
             parts = [
                 of(lambda a, i=i: a.sources[i][1] if isinstance(a, Parameters) else a)
@@ -171,10 +186,21 @@ class Propagation:
             return Parameters(tuple((name, part) for (name, _), part in zip(first.sources, parts, strict=True)))
         return self.fixed(node)
 
+    def _of_one_size(self, whole: Labels, parts: list[Labels], node: fx.Node) -> None:
+        """What is cut into pieces of one size stays so: their channels of one place exist together."""
+        dim = int(node.args[2]) if len(node.args) > 2 else int(node.kwargs.get("dim", 0))  # pyright: ignore
+        if dim % len(whole.shape) not in varying(whole.atoms):
+            return
+        for part in parts[1:]:
+            if part.shape == parts[0].shape:
+                self.atoms.tie(part.atoms, parts[0].atoms)
+            elif operator_name(node) != "split_with_sizes":  # the last is shorter: its size depends on all others'
+                self.keep(whole)
+
     def fixed(self, node: fx.Node) -> Any:
         """A value that always exists, of the node's shape."""
         return wrapped(
-            fx.node.map_aggregate(
+            map_aggregate(
                 node.meta.get("val"),
                 lambda v: torch.tensor(ALWAYS).expand(v.shape) if isinstance(v, Tensor) else v,
             ),
@@ -190,6 +216,11 @@ class Propagation:
                 for name, _ in value.sources:
                     for dim in range(len(self.atoms.shapes[name])):
                         self.atoms.keep(self.atoms.of_dimension[name, dim])
+
+    def kept(self, labels: Tensor) -> Tensor:
+        """These exist always: labels that say so at once, for what comes after."""
+        self.atoms.keep(labels)
+        return torch.tensor(ALWAYS).expand(labels.shape)
 
     def refuse(self, node: fx.Node, operands: list[Any]) -> None:
         """An operation that is not understood: raises, or keeps all that touches it."""
@@ -218,6 +249,17 @@ class Propagation:
                     self.atoms.tie(full, self.atoms.of_dimension[name, dim][at])
                     tied.append((name, dim))
         return tied
+
+
+def _needed(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that an output depends on, and all that write into a tensor, with what they read."""
+    alive: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        schema = getattr(node.target, "_schema", None)
+        writes = schema is not None and schema.is_mutable
+        if node.op in ("placeholder", "output") or writes or any(user in alive for user in node.users):
+            alive.add(node)
+    return alive
 
 
 def operator_name(node: fx.Node) -> str:

@@ -11,16 +11,21 @@ from ._atoms import ALWAYS, NONE, compact, varying
 from ._propagate import Labels, Parameters, Propagation, Work, rule
 
 UNARY = (
-    "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "exp", "exp2", "expm1", "log", "log1p", "log2", "neg", "abs", "sqrt",
+    "relu", "relu6", "gelu", "silu", "sigmoid", "tanh", "exp", "exp2", "expm1", "log", "log1p", "log2", "neg", "abs",
+    "sqrt",
     "rsqrt", "square", "reciprocal", "sin", "cos", "erf", "clamp", "clamp_min", "clamp_max", "hardtanh", "hardswish",
     "hardsigmoid", "leaky_relu", "elu", "selu", "celu", "softplus", "mish", "softsign", "logsigmoid", "log_sigmoid",
     "tanhshrink", "hardshrink", "softshrink", "threshold", "dropout", "feature_dropout", "alpha_dropout", "contiguous",
-    "clone", "detach", "alias", "to", "_to_copy", "type_as", "float", "half", "double", "bool", "round", "floor", "ceil",
-    "sign", "logical_not", "bitwise_not", "rrelu", "lift_fresh_copy", "nan_to_num", "isnan", "sgn", "ones_like", "zeros_like",
+    "clone", "detach", "alias", "to", "_to_copy", "type_as", "float", "half", "double", "bool", "round", "floor",
+    "ceil",
+    "sign", "logical_not", "bitwise_not", "rrelu", "lift_fresh_copy", "nan_to_num", "isnan", "sgn", "ones_like",
+    "zeros_like",
 )  # fmt: skip
 BINARY = (
-    "add", "sub", "mul", "div", "maximum", "minimum", "pow", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "eq", "ne",
-    "gt", "ge", "lt", "le", "rsub", "true_divide", "multiply", "divide", "subtract", "prelu", "logical_and", "logical_or",
+    "add", "sub", "mul", "div", "maximum", "minimum", "pow", "where", "masked_fill", "addcmul", "addcdiv", "lerp", "eq",
+    "ne",
+    "gt", "ge", "lt", "le", "rsub", "true_divide", "multiply", "divide", "subtract", "prelu", "logical_and",
+    "logical_or",
     "floor_divide", "remainder", "atan2", "fmod",
 )  # fmt: skip
 
@@ -51,7 +56,7 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
         return Parameters(tuple((name, source.expand(shape)) for p in params for name, source in p.sources))
     result = torch.tensor(NONE).expand(shape)
     for act in acts:
-        labels = act.atoms.expand(shape)
+        labels = act.atoms.expand(shape)  # what always exists, or says nothing, ties nothing here
         run.atoms.tie(torch.where(labels == ALWAYS, NONE, labels), torch.where(result == ALWAYS, NONE, result))
         result = _merged(result, labels)
     over = varying(result)
@@ -59,7 +64,11 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
         # present everywhere, and of more than one number along the labels: those cannot be taken from it
         padded = (1,) * (len(shape) - len(act.shape)) + tuple(act.shape)
         if any(padded[d] > 1 for d in over):
-            run.atoms.keep(torch.where(act.atoms.expand(shape) == ALWAYS, result, NONE))
+            whole = act.atoms.expand(shape) == ALWAYS
+            run.atoms.keep(torch.where(whole, result, NONE))
+            result = (
+                result.new_tensor(ALWAYS).expand(shape) if bool(whole.all()) else torch.where(whole, ALWAYS, result)
+            )
     for param in params:
         expanded = Parameters(tuple((name, source.expand(shape)) for name, source in param.sources))
         run.tie_parameter(result, expanded)
@@ -151,7 +160,7 @@ def product(run: Propagation, node: fx.Node, x: Any, weight: Any, equation: str)
     lead = "ABCDEFGH"[: len(x.shape) - len(of_x.replace("...", ""))] if "..." in of_x else ""
     of_x, out = of_x.replace("...", lead), out.replace("...", lead)
     name, source = weight.sources[0]
-    dims = [_parameter_dim(source, i, run.atoms.shapes[name]) for i in range(len(of_weight))]
+    dims = [_parameter_dim(run, name, source, i) for i in range(len(of_weight))]
     if None in dims:  # a parameter reshaped across its dimensions
         run.refuse(node, [x, weight])
         return run.fixed(node)
@@ -201,8 +210,23 @@ def _rearranged(labels: Tensor, letters: str, out: str) -> Tensor:
     return labels
 
 
-def _parameter_dim(source: Tensor, at: int, shape: tuple[int, ...]) -> int | None:
+def permuted(run: Propagation, name: str, source: Tensor) -> bool:
+    """Whether this is the whole parameter with its dimensions in any order: a view of its own places, all of them."""
+    if source.untyped_storage().data_ptr() != run.places[name].untyped_storage().data_ptr() or source.storage_offset():
+        return False
+    return _steps(source) == _steps(run.places[name])
+
+
+def _steps(source: Tensor) -> list[tuple[int, int]]:
+    return sorted((n, step) for n, step in zip(source.shape, source.stride(), strict=True) if n > 1)
+
+
+def _parameter_dim(run: Propagation, name: str, source: Tensor, at: int) -> int | None:
     """The dimension of the parameter that dimension `at` of `source` runs along; None if it is not one alone."""
+    shape = run.atoms.shapes[name]
+    if source.shape[at] > 1 and permuted(run, name, source):  # no need to look at every element
+        steps = run.places[name].stride()
+        return next(d for d, size in enumerate(shape) if size > 1 and steps[d] == source.stride(at))
     if source.shape[at] == 1:
         return next((d for d, size in enumerate(shape) if size == 1), None)
     index = torch.unravel_index(source.transpose(0, at).flatten(1), shape)
@@ -213,7 +237,9 @@ def _parameter_dim(source: Tensor, at: int, shape: tuple[int, ...]) -> int | Non
 
 def _atoms_along(run: Propagation, name: str, source: Tensor, at: int, dim: int | None) -> Tensor:
     """The atoms of the parameter's indices along dimension `at` of `source`."""
-    index = torch.unravel_index(source.transpose(0, at).flatten(1)[:, 0], run.atoms.shapes[name])
+    index = torch.unravel_index(
+        source.transpose(0, at)[(slice(None), *[0] * (source.dim() - 1))], run.atoms.shapes[name]
+    )
     return run.atoms.of_dimension[name, int(dim or 0)][index[int(dim or 0)]]
 
 
@@ -229,8 +255,8 @@ def biased(run: Propagation, result: Any, bias: Any, dim: int) -> Any:
 def between(run: Propagation, node: fx.Node, first: Labels, second: Labels) -> Labels:
     """A batched matrix product of activations `[.., i, k]`, `[.., k, j]`.
 
-    If both have labels, all of one slice of the batch exist together: the heads of attention. If one has none, the other
-    keeps its own along the dimension that stays.
+    If both have labels, all of one slice of the batch exist together: the heads of attention. If one has none, the
+    other keeps its own along the dimension that stays.
     """
     a, b = first.atoms, second.atoms
     batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])

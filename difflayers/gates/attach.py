@@ -11,7 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import _checks
+from ..errors import UnsupportedOperationError
 from ._analysis import Analysis, Group, Term, analyse
+from ._recurrent import flat_weights
+from ._statistics import norms_of
 from .gate import Gate, TrainableGate
 
 __all__ = ["Gated", "attach"]
@@ -21,8 +24,8 @@ class Gated(nn.Module):
     """A model whose channels have gates; made by `difflayers.gates.attach`.
 
     Called as the model. A closed gate means exactly that the channel does not exist: the weights that meet it as an
-    input are multiplied by the gate, so whatever the channel holds (a bias, a sigmoid's one half, a padded border) reaches
-    nothing. The model itself is not changed, and its parameters are trained as before.
+    input are multiplied by the gate, so whatever the channel holds (a bias, a sigmoid's one half, a padded border)
+    reaches nothing. The model itself is not changed, and its parameters are trained as before.
 
     Attributes:
         model: the model; its parameters are those that were given.
@@ -42,8 +45,14 @@ class Gated(nn.Module):
         for group in analysis.groups:
             for name, dim in group.consumers:
                 units = group.units[name, dim]
-                self.register_buffer(_key(name, dim), torch.where(units < 0, group.size, units), persistent=False)
+                self.register_buffer(
+                    _key(name, dim, group.name), torch.where(units < 0, group.size, units), persistent=False
+                )
                 self._masked.setdefault(name, []).append((dim, group.name))
+        for i, places in enumerate(analysis.norms):
+            for name, units in places:
+                index = torch.where(units < 0, self.groups[name].size, units)
+                self.register_buffer(_key("norm", i, name), index, persistent=False)
 
     def values(self) -> dict[str, Tensor]:
         """The gates' values now, by group; constants when they are frozen."""
@@ -85,14 +94,28 @@ class Gated(nn.Module):
         for name, places in self._masked.items():
             parameter = parameters[name]
             for dim, group in places:
-                mask = padded[group].to(parameter.dtype)[getattr(self, _key(name, dim))]
+                mask = padded[group].to(parameter.dtype)[getattr(self, _key(name, dim, group))]
                 parameter = parameter * mask.view([-1 if d == dim else 1 for d in range(parameter.dim())])
             result[name] = parameter
         return result
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output with the gated channels."""
-        return functional_call(self.model, self.masked(self.values()), args, kwargs)
+        return self.call(self.values(), args, kwargs)
+
+    def call(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """The model's output with gates of these values."""
+        masked = self.masked(values)
+        padded = {name: torch.cat([value, value.new_ones(1)]) for name, value in values.items()}
+        norms: list[Tensor | None] = []
+        for i, places in enumerate(self.analysis.norms):
+            mask = None
+            for name, _ in places:
+                part = padded[name][getattr(self, _key("norm", i, name))]
+                mask = part if mask is None else mask * part
+            norms.append(mask)
+        with flat_weights(self.model, masked), norms_of(norms):
+            return functional_call(self.model, masked, args, kwargs)
 
     def opened(self) -> dict[str, Tensor]:
         """Which units of each group are open for good, bool."""
@@ -136,7 +159,8 @@ def attach(
 ) -> Gated:
     """Finds what can be removed from a model, and puts a gate on every group of it.
 
-    The model is traced by `torch.export` on the example inputs; what happens to every single channel is followed through
+    The model is traced by `torch.export` on the example inputs; what happens to every single channel is followed
+    through
     the graph, so that channels of different layers that can only vanish together (residual streams, batch norms, both
     halves of a gated linear unit, the heads of attention) become one unit, and units that occupy the same places one
     group with one gate. Model outputs are never gated. Needs no gradients: frozen models can be gated.
@@ -147,18 +171,21 @@ def attach(
         example_kwargs: its keyword arguments.
         unknown: "raise" for an operation that is not understood, or "skip" to leave what touches it as it is
             (`gated.analysis.unknown` says which); it is never taken for element-wise.
-        inexact: "refuse" leaves out channels over which statistics are taken (LayerNorm streams).
+        inexact: "refuse" leaves out channels over which statistics are taken (LayerNorm streams); "allow" gates them
+            too, and takes the statistics of the gated model's `layer_norm` and `rms_norm` over open channels alone.
         gate: makes a gate of n entries.
 
     Returns:
         `Gated`, to be called and trained in the model's place; `difflayers.gates.prune` makes it small.
 
     Raises:
-        UnsupportedOperationError: the model cannot be traced, or an operation is not understood.
+        UnsupportedOperationError: the model cannot be traced, an operation is not understood, or a group cannot be
+            removed because the model's code holds its size (found by a trial on a copy).
         ValueError: nothing can be removed, or an argument is out of its range.
 
     Cost, transforms:
-        A trace of the model, and time and memory of a few runs of it; training costs one product of each gated weight.
+        A trace of the model, a copy of it in float64 and a few runs of that; training costs one product of each gated
+        weight.
 
     References:
         Kim, Park, Jung, Choe, AAAI 2020, arXiv 1904.10921.
@@ -179,13 +206,31 @@ def attach(
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     kwargs = dict(example_kwargs or {})
     analysis = analyse(model, args, kwargs, skip_unknown=unknown == "skip", allow_inexact=inexact == "allow")
+    _some(name, analysis)
+    example = copy.deepcopy((args, kwargs))
+    gated = Gated(model, analysis, gate, example)
+    from ._trial import dense, stuck  # which imports this module
+
+    fixed = stuck(gated)
+    if not fixed:
+        return gated
+    if unknown == "raise":
+        raise UnsupportedOperationError(
+            f"{name}: group '{next(iter(fixed))}' cannot be removed: in a trial, {next(iter(fixed.values()))}; write "
+            f"sizes as -1, as the shapes of tensors or as integer attributes of the module, or pass unknown='skip' to "
+            f"leave {', '.join(map(repr, fixed))} as they are"
+        )
+    return Gated(model, _some(name, dense(analysis, fixed)), gate, example)
+
+
+def _some(name: str, analysis: Analysis) -> Analysis:
     if not analysis.groups:
         raise ValueError(
             f"{name}: argument 'model' has no channels that can be removed without changing what the others compute; "
             f"outputs, inputs and (with inexact='refuse') what statistics are taken over stay whole"
         )
-    return Gated(model, analysis, gate, copy.deepcopy((args, kwargs)))
+    return analysis
 
 
-def _key(name: str, dim: int) -> str:
-    return f"_units_{name.replace('.', '__')}_{dim}"
+def _key(name: str, dim: int, group: str) -> str:
+    return f"_units_{name.replace('.', '__')}_{dim}_{group}"

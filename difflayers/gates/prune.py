@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import Error
 from ._analysis import Factor
+from ._recurrent import remember_recurrent
 from .attach import Gated
+from .multihead import SlimMultiheadAttention
 
 __all__ = ["PruningError", "prune"]
 
@@ -20,12 +25,16 @@ class PruningError(Error):
     """The pruned model would not compute what the gated one does; nothing was changed."""
 
 
+class NotRunnable(PruningError):
+    """The gated model itself cannot be run in float64."""
+
+
 def prune(gated: Gated, *, verify: bool = True, tolerance: float = 1e-10) -> nn.Module:
     """The model without the channels whose gates are closed, as an ordinary module.
 
     Works on a copy: the gated model stays as it is. Parameters and buffers lose the indices of closed units; sizes that
-    modules remember (`in_features`, `num_heads`, `groups`, and integers of a user's own modules that reshapes depend on)
-    are rewritten.
+    modules remember (`in_features`, `num_heads`, `groups`, and integers of a user's own modules that reshapes depend
+    on) are rewritten.
 
     Args:
         gated: of `attach`; its gates say what is closed (`gated.opened()`).
@@ -36,8 +45,8 @@ def prune(gated: Gated, *, verify: bool = True, tolerance: float = 1e-10) -> nn.
         A copy of the model, smaller, in the same training mode.
 
     Raises:
-        PruningError: the outputs differ, naming the first module whose output does; or sizes written in the model's code
-            cannot be rewritten.
+        PruningError: the outputs differ, naming the first module whose output does; or sizes written in the model's
+            code cannot be rewritten.
         ValueError: a group would lose its last unit.
 
     Cost, transforms:
@@ -71,13 +80,17 @@ def prune(gated: Gated, *, verify: bool = True, tolerance: float = 1e-10) -> nn.
                 f"difflayers.gates.prune: group '{name}' would lose its last of {len(value)} units; keep one open, or "
                 f"take the layer out"
             )
+    return attempt(gated, opened, verify=verify, tolerance=tolerance)
+
+
+def attempt(gated: Gated, opened: dict[str, Tensor], *, verify: bool, tolerance: float, examples: int = 2) -> nn.Module:
+    """The model without the units that are not open; `examples` runs are compared."""
     small = copy.deepcopy(gated.model)
-    kept = _kept(gated, opened)
-    _cut(small, kept)
+    _cut(small, _kept(gated, opened))
     candidates = _sizes_in_code(gated, small, opened)
     if not verify and not candidates:
         return small
-    return _verified(gated, small, candidates, opened, tolerance if verify else float("inf"))
+    return _verified(gated, small, candidates, opened, tolerance if verify else float("inf"), examples)
 
 
 def _kept(gated: Gated, opened: dict[str, Tensor]) -> dict[str, dict[int, Tensor]]:
@@ -98,14 +111,15 @@ def _kept(gated: Gated, opened: dict[str, Tensor]) -> dict[str, dict[int, Tensor
 def _cut(model: nn.Module, kept: dict[str, dict[int, Tensor]]) -> None:
     """Shortens parameters, buffers and what modules remember of them."""
     made: dict[int, Any] = {}
-    for path, module in model.named_modules():
-        prefix = f"{path}." if path else ""
+    tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
+    of_tensor = {id(tensors[name]): dims for name, dims in kept.items()}  # of tied ones under all their names
+    for module in model.modules():
         changed = False
         for store in (module._parameters, module._buffers):
             for name, tensor in store.items():
-                dims = kept.get(prefix + name, {})
                 if tensor is None:
                     continue
+                dims = of_tensor.get(id(tensor), {})
                 if id(tensor) in made:
                     store[name] = made[id(tensor)]
                     changed = True
@@ -118,14 +132,27 @@ def _cut(model: nn.Module, kept: dict[str, dict[int, Tensor]]) -> None:
                     changed = True
         if changed:
             _remember(module)
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.MultiheadAttention) and (module.out_proj.weight.shape != (module.embed_dim,) * 2):
+            parent, _, name = path.rpartition(".")
+            if not path:
+                raise PruningError(
+                    "difflayers.gates.prune: the model itself is a torch.nn.MultiheadAttention, whose heads cannot be "
+                    "removed in place; wrap it, as in torch.nn.Sequential"
+                )
+            setattr(model.get_submodule(parent), name, SlimMultiheadAttention(module))
 
 
 def _remember(module: nn.Module) -> None:
     """The sizes that torch's own layers remember."""
-    weight: Any = getattr(module, "weight", None)
     layer: Any = module
+    weight: Any = layer._parameters.get("weight")
     if isinstance(module, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
+    elif isinstance(module, nn.RNNBase):
+        remember_recurrent(module)
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        layer.normalized_shape = layer.normalized_shape if weight is None else tuple(weight.shape)
     elif isinstance(module, nn.Embedding):
         layer.num_embeddings, layer.embedding_dim = weight.shape
     elif isinstance(module, nn.modules.conv._ConvNd):
@@ -147,43 +174,60 @@ def _remember(module: nn.Module) -> None:
         layer.num_parameters = weight.shape[0]
 
 
+Candidate = tuple[nn.Module, str, Any]  # a module, one of its attributes, and what that would be
+
+
 def _left(factor: Factor, opened: dict[str, Tensor]) -> int:
     return round(factor.constant + sum(float((counts * opened[name]).sum()) for name, counts in factor.counts.items()))
 
 
-def _sizes_in_code(gated: Gated, model: nn.Module, opened: dict[str, Tensor]) -> list[tuple[nn.Module, str, int]]:
-    """Integers that modules keep and that are the size of something reshaped in them: (module, attribute, new size)."""
+def _sizes_in_code(gated: Gated, model: nn.Module, opened: dict[str, Tensor]) -> list[Candidate]:
+    """Integers, and tuples of them, that modules keep and that are the size of something reshaped in them."""
     modules = dict(model.named_modules())
-    found: dict[tuple[int, str], tuple[nn.Module, str, int]] = {}
+    found: dict[tuple[int, str], Candidate] = {}
     for resize in gated.analysis.resizes:
         size = _left(resize.factor, opened)
         module = modules.get(resize.module)
         if module is None or size == resize.size:
             continue
         for name, value in vars(module).items():
-            if type(value) is int and value == resize.size and name != "training":
+            if type(value) is int and value == resize.size:
                 found[id(module), name] = (module, name, size)
+            elif isinstance(value, (tuple, list)) and resize.size in value and all(type(v) is int for v in value):
+                new = [size if v == resize.size else v for v in value]
+                found[id(module), name] = (module, name, new if isinstance(value, list) else tuple(new))
     return list(found.values())
 
 
 def _verified(
     gated: Gated,
     small: nn.Module,
-    candidates: list[tuple[nn.Module, str, int]],
+    candidates: list[Candidate],
     opened: dict[str, Tensor],
     tolerance: float,
+    examples: int,
 ) -> nn.Module:
     """The pruned model with those sizes rewritten that make it compute what the gated one does."""
-    problems = _inputs(gated.example)
-    expected = [_run_gated(gated, opened, *problem) for problem in problems]
-    # most often all of them are to be rewritten, or none; then any subset of a few
-    choices = [(True,) * len(candidates), (False,) * len(candidates)]
-    choices += [c for c in product((True, False), repeat=min(len(candidates), 6)) if len(c) == len(candidates)]
+    problems = _inputs(gated.example)[:examples]
+    exact = copy.deepcopy(gated).double().eval()
+    try:
+        expected = [_run_gated(exact, opened, *problem) for problem in problems]
+    except Exception as error:
+        raise NotRunnable(
+            f"difflayers.gates.prune: the gated model cannot be run in float64 ({type(error).__name__}: "
+            f"{str(error).splitlines()[0] if str(error) else ''}), so nothing can be verified; make it run there, or "
+            f"pass verify=False and compare by yourself"
+        ) from error
+    # one decision for an attribute of all modules of a class; most often all are to be rewritten, or none
+    kinds = list(dict.fromkeys((type(module), name) for module, name, _ in candidates))
+    choices = [(True,) * len(kinds), (False,) * len(kinds)]
+    choices += [(*c, *[True] * (len(kinds) - 8)) for c in product((True, False), repeat=min(len(kinds), 8))]
     worst: float | str = float("inf")
     original = [getattr(module, name) for module, name, _ in candidates]
     for choice in dict.fromkeys(choices):
-        for (module, name, size), old, use in zip(candidates, original, choice, strict=True):
-            setattr(module, name, size if use else old)
+        used = dict(zip(kinds, choice, strict=True))
+        for (module, name, size), old in zip(candidates, original, strict=True):
+            setattr(module, name, size if used[type(module), name] else old)
         try:
             differences = [_difference(_run(small, *p), e) for p, e in zip(problems, expected, strict=True)]
         except Exception as error:  # a size that does not fit
@@ -212,22 +256,35 @@ def _inputs(example: Any) -> list[Any]:
             return torch.randn(value.shape, dtype=torch.float64, generator=generator).to(value.device)
         return value
 
-    tree = torch.utils._pytree.tree_map
+    tree = tree_map
     return [(tree(exact, args), tree(exact, kwargs)), (tree(other, args), tree(other, kwargs))]
+
+
+@contextmanager
+def _exactly() -> Iterator[None]:
+    """float64 for what the model makes itself as well, no gradients, the same random numbers, the layers' own code."""
+    dtype, fast = torch.get_default_dtype(), torch.backends.mha.get_fastpath_enabled()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        torch.set_default_dtype(torch.float64)
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def _run(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
     exact = copy.deepcopy(model).double().eval()
-    with torch.no_grad():
-        return [t for t in torch.utils._pytree.tree_leaves(exact(*args, **kwargs)) if isinstance(t, Tensor)]
+    with _exactly():
+        return [t for t in tree_leaves(exact(*args, **kwargs)) if isinstance(t, Tensor)]
 
 
-def _run_gated(gated: Gated, opened: dict[str, Tensor], args: Any, kwargs: Any) -> list[Tensor]:
-    exact = copy.deepcopy(gated).double().eval()
-    masks = exact.masked({name: value.double() for name, value in opened.items()})
-    with torch.no_grad():
-        result = torch.func.functional_call(exact.model, masks, args, kwargs)
-    return [t for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor)]
+def _run_gated(exact: Gated, opened: dict[str, Tensor], args: Any, kwargs: Any) -> list[Tensor]:
+    with _exactly():
+        result = exact.call({name: value.double() for name, value in opened.items()}, args, kwargs)
+    return [t for t in tree_leaves(result) if isinstance(t, Tensor)]
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -246,18 +303,17 @@ def _blame(gated: Gated, small: nn.Module, opened: dict[str, Tensor], problem: A
     """The first module whose output differs where it can be compared (equal shapes)."""
     outputs: list[dict[str, Any]] = []
     for side in ("gated", "pruned"):
-        model = copy.deepcopy(gated.model if side == "gated" else small).double().eval()
+        exact = copy.deepcopy(gated).double().eval()
+        model = exact.model if side == "gated" else copy.deepcopy(small).double().eval()
         seen: dict[str, Any] = {}
         hooks = [
             module.register_forward_hook(lambda m, i, o, path=path, seen=seen: seen.setdefault(path, o))
             for path, module in model.named_modules()
         ]
         try:
-            with torch.no_grad():
+            with _exactly():
                 if side == "gated":
-                    exact = copy.deepcopy(gated).double().eval()
-                    masks = exact.masked({name: value.double() for name, value in opened.items()})
-                    torch.func.functional_call(model, masks, *problem)
+                    exact.call({name: value.double() for name, value in opened.items()}, *problem)
                 else:
                     model(*problem[0], **problem[1])
         except Exception as error:
@@ -269,7 +325,8 @@ def _blame(gated: Gated, small: nn.Module, opened: dict[str, Tensor], problem: A
         outputs.append(seen)
     for path, expected in outputs[0].items():
         found = outputs[1].get(path)
-        same = isinstance(found, Tensor) and isinstance(expected, Tensor) and found.shape == expected.shape
-        if same and _difference([found], [expected]) > 1e-8:
+        if not isinstance(found, Tensor) or not isinstance(expected, Tensor):
+            continue
+        if found.shape == expected.shape and _difference([found], [expected]) > 1e-8:
             return f"the first module whose output differs is '{path}'"
     return "no module's own output differs"

@@ -1,0 +1,67 @@
+"""Which groups can in fact be removed: tried at once, so that nobody trains gates that cannot be closed."""
+
+from __future__ import annotations
+
+import torch
+
+from ._analysis import Analysis, Factor, Term
+from .attach import Gated
+from .prune import NotRunnable, PruningError, attempt
+
+__all__ = ["dense", "stuck"]
+
+
+def stuck(gated: Gated) -> dict[str, str]:
+    """The groups without which all others can be removed together, and why each of them cannot be."""
+    names = list(gated.groups)
+    why = _failure(gated, names)
+    if why is None:
+        return {}
+    good: list[str] = []
+    result: dict[str, str] = {}
+    for name in names:
+        why = _failure(gated, [*good, name])
+        if why is None:
+            good.append(name)
+        else:
+            result[name] = why
+    return result
+
+
+def _failure(gated: Gated, closed: list[str]) -> str | None:
+    """Closes about half of the units of some groups and prunes; what went wrong, or None."""
+    generator = torch.Generator().manual_seed(0)
+    opened = {}
+    for name, group in gated.groups.items():
+        value = torch.ones(group.size, dtype=torch.bool)
+        if name in closed:
+            value[torch.randperm(group.size, generator=generator)[: (group.size + 1) // 2]] = False
+        opened[name] = value
+    try:
+        attempt(gated, opened, verify=True, tolerance=1e-8, examples=1)
+    except NotRunnable:
+        return None  # nothing can be said
+    except PruningError as error:
+        return str(error).removeprefix("difflayers.gates.prune: ").removesuffix("; the gated model is unchanged")
+    return None
+
+
+def dense(analysis: Analysis, names: dict[str, str]) -> Analysis:
+    """The analysis with these groups left as they are."""
+
+    def whole(factor: Factor) -> Factor:
+        stays = sum(float(counts.sum()) for name, counts in factor.counts.items() if name in names)
+        counts = {name: counts for name, counts in factor.counts.items() if name not in names}
+        return Factor(factor.constant + stays, counts, factor.whole)
+
+    def left(terms: list[Term]) -> list[Term]:
+        return [Term(term.amount, tuple(whole(factor) for factor in term.factors)) for term in terms]
+
+    return analysis._replace(
+        groups=[group for group in analysis.groups if group.name not in names],
+        flops=left(analysis.flops),
+        parameters=left(analysis.parameters),
+        resizes=[resize._replace(factor=whole(resize.factor)) for resize in analysis.resizes],
+        norms=[[(name, units) for name, units in norm if name not in names] for norm in analysis.norms],
+        unknown=analysis.unknown | names,
+    )
