@@ -19,6 +19,7 @@ MODULES = {
     "difflayers.diagnostics": dl.diagnostics,
     "difflayers.distributions": dl.distributions,
     "difflayers.estimators": dl.estimators,
+    "difflayers.gates": dl.gates,
     "difflayers.implicit": dl.implicit,
     "difflayers.losses": dl.losses,
     "difflayers.oracles": dl.oracles,
@@ -88,9 +89,11 @@ OPTIMISING = [
     for name in where.__all__
     if name not in NO_SECTIONS and name not in dl.losses.__all__
 ]
+GATES = [getattr(dl.gates, name) for name in dl.gates.__all__ if inspect.isfunction(getattr(dl.gates, name))]
+GATES += [dl.TrainableGate, dl.gates.HardConcreteGate, dl.gates.BernoulliGate, dl.gates.BudgetLoss]
 FITTING = [getattr(dl.ransac, name) for name in dl.ransac.__all__]
 FITTING_CALLS = [thing for thing in FITTING if inspect.isfunction(thing)]
-FULL = SORTING + CHOOSING + OPTIMISING + FITTING_CALLS + [dl.ransac.RANSAC, dl.implicit.root, dl.implicit.fixed_point]
+FULL = SORTING + CHOOSING + OPTIMISING + FITTING_CALLS + GATES + [dl.ransac.RANSAC, dl.implicit.root, dl.implicit.fixed_point]
 
 
 @pytest.mark.parametrize("thing", FULL, ids=lambda thing: f"{thing.__module__}.{thing.__name__}")

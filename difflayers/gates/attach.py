@@ -68,8 +68,9 @@ class Gated(nn.Module):
         return {name: gate.openness() for name, gate in self.gates.items()}  # pyright: ignore[reportCallIssue]
 
     def freeze(self, opened: dict[str, Tensor] | None = None) -> None:
-        """Holds the gates at 0 and 1 as given (default: as they are open now), `[size]` bool by group, without a gradient
-        and without noise. Groups that are not named stay as they are."""
+        """Holds the gates at 0 and 1 as given (default: as they are open now), `[size]` bool by group.
+
+        Without a gradient and without noise; groups that are not named stay as they are."""
         masks = self.opened()
         for name, mask in (opened or {}).items():
             if name not in masks or mask.dtype != torch.bool or mask.shape != masks[name].shape:
