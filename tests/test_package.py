@@ -93,7 +93,14 @@ GATES = [getattr(dl.gates, name) for name in dl.gates.__all__ if inspect.isfunct
 GATES += [dl.TrainableGate, dl.gates.HardConcreteGate, dl.gates.BernoulliGate, dl.gates.BudgetLoss]
 FITTING = [getattr(dl.ransac, name) for name in dl.ransac.__all__]
 FITTING_CALLS = [thing for thing in FITTING if inspect.isfunction(thing)]
-FULL = SORTING + CHOOSING + OPTIMISING + FITTING_CALLS + GATES + [dl.ransac.RANSAC, dl.implicit.root, dl.implicit.fixed_point]
+FULL = (
+    SORTING
+    + CHOOSING
+    + OPTIMISING
+    + FITTING_CALLS
+    + GATES
+    + [dl.ransac.RANSAC, dl.implicit.root, dl.implicit.fixed_point]
+)
 
 
 @pytest.mark.parametrize("thing", FULL, ids=lambda thing: f"{thing.__module__}.{thing.__name__}")

@@ -169,8 +169,10 @@ def _step(weight: Tensor, shape: Shape) -> Tensor:
 
 
 class HardConcreteGate(Gate):
-    """Stochastic gates of L0 regularisation: `difflayers.hard_concrete_gate` in training, the same deterministic in
-    evaluation; open for good where the probability of not being 0 is at least a half.
+    """Stochastic gates of L0 regularisation.
+
+    `difflayers.hard_concrete` in training, `difflayers.hard_concrete_gate` in evaluation; open for good where the
+    probability of not being 0 is at least a half.
 
     Args:
         n: how many.

@@ -12,8 +12,7 @@ __all__ = ["SlimMultiheadAttention"]
 
 
 class SlimMultiheadAttention(nn.Module):
-    """Attention of `torch.nn.MultiheadAttention`, whose number of heads times their size need not be the stream's
-    width.
+    """`torch.nn.MultiheadAttention` with any number of heads, whose size is not tied to the stream's width.
 
     Has the parameters of the module that it was made from, under the same names, and its forward's arguments and
     results; works inside `torch.nn.TransformerEncoderLayer` and `TransformerDecoderLayer`.
