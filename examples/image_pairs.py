@@ -126,14 +126,15 @@ def _opencv(samples: int) -> dict[str, Estimate]:
 
     def with_method(method: int) -> Estimate:
         def estimate(points: Tensor, focal: float) -> tuple[Tensor, Tensor]:
-            first, second = points[:, :2].double().numpy(), points[:, 2:].double().numpy()
-            first, second = np.ascontiguousarray(first), np.ascontiguousarray(second)
+            pixels = focal * points.double().numpy()
+            first, second = np.ascontiguousarray(pixels[:, :2]), np.ascontiguousarray(pixels[:, 2:])
+            camera = np.diag([focal, focal, 1.0])
             model, mask = cv2.findEssentialMat(
-                first, second, np.eye(3), method=method, prob=0.999, threshold=1 / focal, maxIters=samples
+                first, second, camera, method=method, prob=0.999, threshold=1.0, maxIters=samples
             )
             if model is None:
                 return torch.full((3, 3), torch.nan), torch.full((3,), torch.nan)
-            _, rotation, translation, _ = cv2.recoverPose(model[:3], first, second, np.eye(3), mask=mask)
+            _, rotation, translation, _ = cv2.recoverPose(model[:3], first, second, camera, mask=mask)
             return torch.from_numpy(rotation).float(), torch.from_numpy(translation[:, 0]).float()
 
         return estimate

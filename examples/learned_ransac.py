@@ -9,6 +9,20 @@ drawn hypotheses, with its gradient by the logits through the choice of the samp
 
 It is trained on pairs of one scene (castle) and judged on pairs of another (Herz-Jesus) with a small budget of
 samples. --data is the folder of two_view_castle.npz and two_view_herzjesu.npz; without it, scenes are made up.
+
+Measured on all 221 held-out pairs, 64 samples each, mean of three seeds (+- standard deviation), by
+python examples/learned_ransac.py --data ../shared/data/robust --every 1 --seeds 3
+
+                              right %  no local   AUC@5        AUC@10  AUC@20
+uniform                           3.8      32.2    85.6   87.7 +- 0.8    89.3
+Lowe's ratio, times 10           38.8      80.2    93.8   95.8 +- 0.9    96.9
+Lowe's ratio, times 20           71.6      87.7    94.4   96.6 +- 0.3    97.7
+classification only              39.8      80.9    94.1   96.1 +- 0.7    97.4
+learned end to end               77.5      83.6    92.8   94.8 +- 2.2    95.8
+
+So the training does what it is asked to, twice as many samples of inliers only as with the ratio times 10, and yet the
+standard search is not better for it, and depends on the seed: some pairs of the other scene are guided wrongly, with
+confidence. The local optimisation needs one good sample, not many.
 """
 
 from __future__ import annotations
