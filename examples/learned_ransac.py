@@ -21,8 +21,8 @@ classification only              39.8      80.9    94.1   96.1 +- 0.7    97.4
 learned end to end               77.5      83.6    92.8   94.8 +- 2.2    95.8
 
 So the training does what it is asked to, twice as many samples of inliers only as with the ratio times 10, and yet the
-standard search is not better for it, and depends on the seed: some pairs of the other scene are guided wrongly, with
-confidence. The local optimisation needs one good sample, not many.
+standard search is not better for it, and depends on the seed. Why was not isolated: the local optimisation needs one
+good sample, not many, and on some pairs of the other scene almost no sample was good.
 """
 
 from __future__ import annotations
