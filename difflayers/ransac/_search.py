@@ -132,7 +132,7 @@ def search(
             found, of_all = solved(solver, sample), None
         model, score = _best_of_round(settings, now, sample, found, of_all, best.score[active], generator)
         if settings.local is not None:
-            model, score = _resampled(settings, now, model, score, best.score[active], generator)
+            model, score = _resampled(settings, now, model, score, best.score[active], drawn + size, generator)
         improved = score > best.score[active]
         rows = active[improved]
         best.model[rows], best.score[rows] = model[improved], score[improved]
@@ -194,10 +194,11 @@ def _resampled(
     model: Tensor,
     score: Tensor,
     so_far: Tensor,
+    drawn: int,
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     """The models `[B, *model_shape]` that are the best so far, improved by samples of their own inliers as long as that
-    goes on.
+    goes on; not those that end the search as they are.
 
     Among the inliers of a model that is partly right, more points are good than among all: with 20 % inliers a sample
     of 7 good points is not to be expected in 10,000, but one of 5 is, and its inliers lead to the rest. (Inner RANSAC:
@@ -206,7 +207,8 @@ def _resampled(
     solver, size = settings.solver, settings.solver.sample_size
     for _ in range(RESAMPLINGS):
         with_inliers = inliers_of(solver, model, problems) & (problems.logits > -torch.inf)
-        at = ((with_inliers.sum(-1) > size) & (score > so_far)).nonzero().squeeze(-1)
+        needed = settings.sampler.needed(problems.logits, with_inliers, size, settings.confidence)
+        at = ((with_inliers.sum(-1) > size) & (score > so_far) & (needed > drawn)).nonzero().squeeze(-1)
         if not len(at):
             break
         inner = problems.at(at)
