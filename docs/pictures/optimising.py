@@ -43,33 +43,45 @@ def _route(axis: Axes, path: Tensor, edges: Tensor, side: int, **style: object) 
         ends = [(node % side, -(node // side)) for node in (tail, head)]
         if path[number] > 0.5:
             axis.plot(*zip(*ends, strict=True), **style)
-            style.pop("label", None)
 
 
 def surco() -> Figure:
-    """SurCo on a stochastic shortest path: the best route so far, and the two routes themselves."""
+    """SurCo on routes whose turns cost, too: the best value so far, and the routes."""
     side = 8
     edges = dl.oracles.grid_edges(side, side)
-    oracle = dl.oracles.ShortestPath(edges, 0, side * side - 1, num_nodes=side * side)
-    generator = torch.Generator().manual_seed(3)
-    means = torch.rand(len(edges), generator=generator)
-    variances = 0.3 * torch.rand(len(edges), generator=generator)
-    plain = oracle.solve(means)
-    deadline = (plain @ means) * 1.2
+    count, last = len(edges), side * side - 1
+    oracle = dl.oracles.ShortestPath(edges, 0, last, num_nodes=side * side)
+    times = torch.rand(count, generator=torch.Generator().manual_seed(1))
+    right = edges[:, 1] - edges[:, 0] == 1
+    follows = edges[:, 1, None] == edges[None, :, 0]
+    turns = 0.5 * (follows & (right[:, None] != right[None, :])).float()
 
-    def lateness(x: Tensor) -> Tensor:
-        return -torch.special.ndtr((deadline - x @ means) / (x @ variances).sqrt())
+    def duration(x: Tensor) -> Tensor:
+        return x @ times + (x @ turns * x).sum(-1)
 
-    result = dl.SurCo(oracle).solve(lateness, oracle_calls=300, generator=generator)
+    result = dl.SurCo(oracle).solve(duration, oracle_calls=400, generator=torch.Generator().manual_seed(1))
+    fastest = oracle.solve(times)
+
+    # the optimum: a shortest path whose nodes are the streets, from `count` to `count + 1`
+    steps = [(a, b, float(times[b] + turns[a, b])) for a, b in follows.nonzero().tolist()]
+    steps += [(count, e, float(times[e])) for e in range(count) if edges[e, 0] == 0]
+    steps += [(e, count + 1, 0.0) for e in range(count) if edges[e, 1] == last]
+    pairs = torch.tensor([step[:2] for step in steps])
+    exact = dl.oracles.ShortestPath(pairs, count, count + 1, num_nodes=count + 2)
+    optimum = float(exact.solve_batch(torch.tensor([step[2] for step in steps])).objective)
+    print(f"fastest streets {float(duration(fastest)):.3f}, SurCo {float(result.objective):.3f}, optimum {optimum:.3f}")
+
     figure, (trace, plan) = plt.subplots(1, 2, figsize=(9.5, 3.1), layout="constrained", width_ratios=(1.6, 1))
     calls = [record.oracle_calls for record in result.history]
-    trace.step(calls, [-record.best for record in result.history], where="post", label="SurCo, best so far")
-    trace.axhline(-float(lateness(plain)), color="C1", linestyle="--", label="the route of least mean")
-    trace.set(title="probability to arrive in time", xlabel="oracle calls")
-    trace.legend(fontsize=8, loc="lower right")
-    _route(plan, torch.ones(len(edges)), edges, side, color="0.9", linewidth=1)
-    _route(plan, plain, edges, side, color="C1", linewidth=3, linestyle="--", label="least mean")
-    _route(plan, result.solution, edges, side, color="C0", linewidth=2, label="SurCo")
-    plan.set(aspect="equal", title="the routes")
+    trace.plot(calls, [record.current for record in result.history], ".", color="C0", markersize=3, alpha=0.5)
+    trace.step(calls, [record.objective for record in result.history], where="post", label="SurCo, best so far")
+    trace.axhline(float(duration(fastest)), color="C1", linestyle="--", label="shortest path without the turns")
+    trace.axhline(optimum, color="black", linewidth=0.8, linestyle=":", label="optimum")
+    trace.set(title="duration with turns; dots: what each start tried", xlabel="oracle calls")
+    trace.legend(fontsize=8, loc="upper right")
+    _route(plan, torch.ones(count), edges, side, color="0.9", linewidth=1)
+    _route(plan, fastest, edges, side, color="C1", linewidth=3, linestyle="--")
+    _route(plan, result.solution, edges, side, color="C0", linewidth=2)
+    plan.set(aspect="equal", title="the two routes")
     plan.axis("off")
     return figure
