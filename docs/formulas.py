@@ -9,6 +9,7 @@ from typing import Any
 from latex2mathml.converter import convert
 
 # what pymdownx.arithmatex with `generic: true` makes of $...$ and $$...$$
+BAR = re.compile(r"<mo(?: [^>]*)?(?=>(?:\||&#x0007C;|&#x02016;|&#x02225;)</mo>)")
 FORMULA = re.compile(r'<(span|div) class="arithmatex">\\([(\[])(.*?)\\[)\]]</\1>', re.DOTALL)
 
 
@@ -20,6 +21,8 @@ def on_page_content(content: str, page: Any, **_: Any) -> str:
         source = html.unescape(source).strip().replace("\n", " ")  # a command may end a line
         source = re.sub(r"\\arg\\(min|max)", r"\\operatorname*{arg\1}", source)  # which the converter does not know
         result = convert(source, display="inline" if bracket == "(" else "block")
+        result = BAR.sub(r'\g<0> lspace="0" rspace="0"', result)  # |v| is no infix operator
+        result = result.replace("<mi>&#x02032;</mi>", "<mo>&#x02032;</mo>")  # nor is a prime a variable
         if "\\" in result:  # a command that the converter does not know passes through as text
             raise ValueError(f"docs/formulas.py: cannot convert the formula {source!r} of {page.file.src_uri}")
         return f'<{tag} class="arithmatex">{result}</{tag}>'

@@ -197,7 +197,7 @@ class Optimal(Swap):
     def derivative(self, d: Tensor, s: Tensor) -> Tensor:
         v = s * d.abs()
         far = v > 0.25
-        return torch.where(far, s / (16 * torch.where(far, v, 1.0) ** 2), s.expand_as(v))
+        return torch.where(far, s / (16 * torch.where(far, v, 1.0) ** 2), s * torch.ones_like(v))
 
     def error_bound(self, s: float) -> float:
         return 1 / (16 * s)
