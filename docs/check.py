@@ -94,7 +94,9 @@ def without_browser(site: Path) -> list[str]:
         faults += [f"{name}: the picture {source} has no description" for source, text in page.pictures if not text]
         if page.formulas != page.rendered:
             faults.append(f"{name}: {page.formulas} formulas, of which {page.rendered} were rendered")
-        faults += [f"{name}: raw formula {found[0]!r} in the text" for found in RAW_FORMULA.finditer("".join(page.prose))]
+        faults += [
+            f"{name}: raw formula {found[0]!r} in the text" for found in RAW_FORMULA.finditer("".join(page.prose))
+        ]
     for style in site.rglob("*.css"):
         outside = re.findall(r"url\(['\"]?((?:https?:)?//[^)]+)", style.read_text())
         faults += [f"{style.relative_to(site)}: loads {link} from another machine" for link in outside]

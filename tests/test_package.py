@@ -287,6 +287,6 @@ PAGES = [page for page in [ROOT / "README.md", *sorted((ROOT / "docs").glob("**/
 def test_python_snippets_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)  # whatever a snippet writes
     namespace = {"__name__": "snippet"}
-    for match in re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
+    for match in re.finditer(r"^```python(?: [^\n]*)?\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE):
         line = page.read_text()[: match.start(1)].count("\n")
         exec(compile("\n" * line + match[1], str(page), "exec"), namespace)

@@ -33,7 +33,9 @@ def bias_variance() -> Figure:
         report = dl.diagnostics.compare(loss, logits, estimators=ESTIMATORS, samples=4000)
         for place, name in enumerate(ESTIMATORS):
             row = report[name]
-            axis.plot(row.std, row.bias, "o", color=f"C{place}", label=name, fillstyle="full" if row.significant else "none")
+            axis.plot(
+                row.std, row.bias, "o", color=f"C{place}", label=name, fillstyle="full" if row.significant else "none"
+            )
         axis.set(title=f"loss of degree {power}", xlabel="std of one gradient", xlim=(0, None))
     axes[0].set(ylabel="bias of the mean gradient", ylim=(0, None))
     axes[1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), title="hollow: bias within\nits error of 0")

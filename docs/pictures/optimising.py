@@ -19,7 +19,9 @@ def blackbox() -> Figure:
     at = torch.linspace(0, 1, 401, dtype=torch.float64)
     costs = (start + at[:, None] * (end - start)).requires_grad_()
     figure, (value, slope) = plt.subplots(1, 2, figsize=(9.5, 2.9), layout="constrained")
-    value.step(at, (oracle.solve(costs) * weights).sum(-1).detach(), where="mid", color="black", label="the loss itself")
+    value.step(
+        at, (oracle.solve(costs) * weights).sum(-1).detach(), where="mid", color="black", label="the loss itself"
+    )
     smooth = dl.SolverLayer(oracle, rule=dl.rules.Perturbed(0.1, samples=400))
     mean = (smooth(costs, generator=torch.Generator().manual_seed(0)) * weights).sum(-1)
     value.plot(at, mean.detach(), color="C1", linewidth=1, label="its mean under noise, Perturbed(0.1)")
