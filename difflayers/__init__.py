@@ -75,7 +75,7 @@ from .sorting import (
 )
 from .surrogates import SurCo, SurCoPrior, SurCoResult
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Blackbox",
