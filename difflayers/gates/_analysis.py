@@ -1,17 +1,16 @@
-"""What of a model can be removed: export, propagation, and the groups of units that come out."""
+"""What of a model can be removed: its graph, propagation, and the groups of units that come out."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import UnsupportedOperationError
 from . import _layers, _recurrent, _rules  # noqa: F401  (register their rules)
 from ._atoms import ALWAYS, NONE, compact, varying
 from ._propagate import Propagation, operator_name
+from ._record import traced
 
 __all__ = ["Analysis", "Factor", "Group", "Resize", "Term", "analyse"]
 
@@ -84,22 +83,16 @@ def analyse(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, skip_unknown: bool, allow_inexact: bool
 ) -> Analysis:
     """The units of a model, from its graph on the example inputs; the model is not changed."""
-    program = exported(model, args, kwargs)
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    graph, names = traced(model, args, kwargs)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    first: dict[int, str] = {}  # a tensor under several names goes by its first
-    for name, tensor in tensors.items():
-        first.setdefault(id(tensor), name)
-    names = {placeholder: first[id(tensors[name])] for placeholder, name in names.items() if name in tensors}
     run = Propagation(
         {name: tuple(tensors[name].shape) for name in dict.fromkeys(names.values())},
         skip_unknown=skip_unknown, allow_inexact=allow_inexact,
     )  # fmt: skip
-    run.run(program.graph, names)
+    run.run(graph, names)
     roots = _rectangular(run)
     units = _groups(run, roots)
-    modules = {node.name: module_of(node) for node in program.graph.nodes}
+    modules = {node.name: module_of(node) for node in graph.nodes}
     flops = [
         Term(2 * work.macs, tuple(_factor(roots[atoms], units) for atoms in work.factors), modules[work.node])
         for work in run.work
@@ -114,27 +107,8 @@ def analyse(
     ]
     return Analysis(
         units.groups, flops, parameters, _resizes(run, roots, units),
-        _norms(run, program.graph, roots, units), run.unknown,
+        _norms(run, graph, roots, units), run.unknown,
     )  # fmt: skip
-
-
-def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    """The model's graph, in evaluation mode; the mode is restored."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(model, args, kwargs, strict=False)
-    except Exception as error:
-        raise UnsupportedOperationError(
-            f"difflayers.gates.attach: the model cannot be traced by torch.export ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); control flow that depends on values must be "
-            f"taken out of the forward, or the part that can be traced be gated by itself"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _rectangular(run: Propagation) -> Tensor:
