@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
@@ -114,10 +115,12 @@ def analyse(
 def _rectangular(run: Propagation) -> Tensor:
     """The roots of all atoms, after ties that make what remains of every tensor a tensor: labels run along one
     dimension of it at most, the one with the most of them."""
+    distinct = {id(labels): labels for labels, _ in run.seen}
+    several = [labels for labels in distinct.values() if sum(n > 1 for n in compact(labels)[0].shape) > 1]
     for _ in range(50):
         roots = run.atoms.roots()
         changed = False
-        for labels, _ in run.seen:
+        for labels in several:
             (small,) = compact(labels)
             resolved = torch.where(small == NONE, NONE, roots[small.clamp(min=0)])
             over = varying(resolved)
@@ -137,31 +140,38 @@ def _rectangular(run: Propagation) -> Tensor:
 
 def _groups(run: Propagation, roots: Tensor) -> Units:
     """Groups of units, and what each root is."""
-    places: dict[int, list[tuple[str, int]]] = {}
-    for place, atoms in run.atoms.of_dimension.items():
-        for root in roots[atoms].unique().tolist():
-            if root != ALWAYS:
-                places.setdefault(root, []).append(place)
-    together: dict[tuple[tuple[str, int], ...], list[int]] = {}
-    for root in sorted(places):
-        together.setdefault(tuple(places[root]), []).append(root)
+    places = list(run.atoms.of_dimension)
+    place = np.repeat(np.arange(len(places)), [len(atoms) for atoms in run.atoms.of_dimension.values()])
+    # atoms are numbered in the order of the places, from 1
+    at = np.sort(roots.numpy()[1:] * len(places) + place)
+    at = at[(at >= (ALWAYS + 1) * len(places)) & (np.diff(at, prepend=-1) > 0)]
+    of_root, at = np.divmod(at, len(places))
+    starts = np.flatnonzero(np.diff(of_root, prepend=-1))
+    ends = np.append(starts[1:], len(at)).tolist()
+    together: dict[bytes, list[int]] = {}
+    for root, start, end in zip(of_root[starts].tolist(), starts.tolist(), ends, strict=True):
+        together.setdefault(at[start:end].tobytes(), []).append(root)
     groups: list[Group] = []
+    taken: set[str] = set()
     which, unit = torch.full((len(roots),), -1), torch.full((len(roots),), -1)
-    for where, members in together.items():
+    for key, members in together.items():
+        where = [places[i] for i in np.frombuffer(key, at.dtype)]
         consumers = tuple(place for place in where if place in run.consumers)
         if not consumers or len(members) < 2:  # one place alone: a parameter that makes its own input, tied weights
             continue
-        makers = [place for place in where if place not in run.consumers] or list(where)
+        makers = [place for place in where if place not in run.consumers] or where
         name = makers[0][0].rsplit(".", 1)[0].replace(".", "_") if "." in makers[0][0] else makers[0][0]
-        while any(name == group.name for group in groups):
+        while name in taken:
             name += "_"
-        table = torch.full((len(roots),), -1)
-        table[torch.tensor(members)] = torch.arange(len(members))
-        units = {place: table[roots[run.atoms.of_dimension[place]]] for place in where}
-        groups.append(Group(name, len(members), units, consumers))
-        which[torch.tensor(members)] = len(groups) - 1
+        taken.add(name)
+        which[torch.tensor(members)] = len(groups)
         unit[torch.tensor(members)] = torch.arange(len(members))
-    return Units(groups, which, unit)
+        units = {}
+        for each in where:
+            found = roots[run.atoms.of_dimension[each]]
+            units[each] = torch.where(which[found] == len(groups), unit[found], -1)
+        groups.append(Group(name, len(members), units, consumers))
+    return Units(groups, which, unit, {})
 
 
 class Units(NamedTuple):
@@ -170,16 +180,20 @@ class Units(NamedTuple):
     groups: list[Group]
     which: Tensor
     unit: Tensor
+    factors: dict[bytes, Factor]  # those made so far
 
 
 def _factor(roots: Tensor, units: Units) -> Factor:
-    which, unit = units.which[roots], units.unit[roots]
-    counts = {
-        units.groups[at].name: torch.bincount(unit[which == at], minlength=units.groups[at].size).double()
-        for at in which.unique().tolist()
-        if at >= 0
-    }
-    return Factor(float((which < 0).sum()), counts, float(roots.numel()))
+    key = roots.numpy().tobytes()
+    if key not in units.factors:
+        which, unit = units.which[roots], units.unit[roots]
+        counts = {
+            units.groups[at].name: torch.bincount(unit[which == at], minlength=units.groups[at].size).double()
+            for at in which.unique().tolist()
+            if at >= 0
+        }
+        units.factors[key] = Factor(float((which < 0).sum()), counts, float(roots.numel()))
+    return units.factors[key]
 
 
 def _resizes(run: Propagation, roots: Tensor, units: Units) -> list[Resize]:

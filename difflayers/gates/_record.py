@@ -1,8 +1,8 @@
 """A model's graph of operators, recorded while it runs on tensors without data.
 
-Under `torch.inference_mode` an operator reaches a dispatch mode as it was called (`linear`, `conv2d`, `batch_norm`), and
-tensors of a `FakeTensorMode` have shapes and no values: a run costs no arithmetic, and a forward that asks for a value
-is found out. `torch.export` records the same graph, some fifty times slower.
+Under `torch.inference_mode` an operator reaches a dispatch mode as it was called (`linear`, `conv2d`), and tensors of a
+`FakeTensorMode` have shapes and no values: a run costs no arithmetic, and a forward that asks for a value is found out.
+`torch.export` records the same graph, some fifty times slower.
 """
 
 from __future__ import annotations
