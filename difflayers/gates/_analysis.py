@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from . import _layers, _recurrent, _rules  # noqa: F401  (register their rules)
 from ._atoms import ALWAYS, NONE, compact, varying
+from ._branches import Branch, with_branches
 from ._propagate import Propagation, operator_name
 from ._record import traced
 
@@ -31,12 +32,14 @@ class Group(NamedTuple):
         units: for each dimension (parameter, dim) the unit `[size of the dimension]` of every index; -1: not of the
             group.
         consumers: the dimensions among these whose masking closes a unit.
+        branch: the residual branch that the one unit is, if it is one; its parameters go whole.
     """
 
     name: str
     size: int
     units: dict[tuple[str, int], Tensor]
     consumers: tuple[tuple[str, int], ...]
+    branch: Branch | None = None
 
 
 class Factor(NamedTuple):
@@ -81,7 +84,13 @@ class Analysis(NamedTuple):
 
 
 def analyse(
-    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, skip_unknown: bool, allow_inexact: bool
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    skip_unknown: bool,
+    allow_inexact: bool,
+    branches: bool = False,
 ) -> Analysis:
     """The units of a model, from its graph on the example inputs; the model is not changed."""
     graph, names = traced(model, args, kwargs)
@@ -106,10 +115,14 @@ def analyse(
         )
         for name in trainable
     ]
-    return Analysis(
+    result = Analysis(
         units.groups, flops, parameters, _resizes(run, roots, units),
         _norms(run, graph, roots, units), run.unknown,
     )  # fmt: skip
+    if not branches:
+        return result
+    work = [each.node for each in run.work]
+    return with_branches(result, model, args, kwargs, graph=program.graph, names=names, work=work, trainable=trainable)
 
 
 def _rectangular(run: Propagation) -> Tensor:
