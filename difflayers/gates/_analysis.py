@@ -122,7 +122,7 @@ def analyse(
     if not branches:
         return result
     work = [each.node for each in run.work]
-    return with_branches(result, model, args, kwargs, graph=program.graph, names=names, work=work, trainable=trainable)
+    return with_branches(result, model, args, kwargs, graph=graph, names=names, work=work, trainable=trainable)
 
 
 def _rectangular(run: Propagation) -> Tensor:
@@ -160,7 +160,7 @@ def _groups(run: Propagation, roots: Tensor) -> Units:
     at = at[(at >= (ALWAYS + 1) * len(places)) & (np.diff(at, prepend=-1) > 0)]
     of_root, at = np.divmod(at, len(places))
     starts = np.flatnonzero(np.diff(of_root, prepend=-1))
-    ends = np.append(starts[1:], len(at)).tolist()
+    ends = [*starts[1:].tolist(), len(at)] if len(at) else []
     together: dict[bytes, list[int]] = {}
     for root, start, end in zip(of_root[starts].tolist(), starts.tolist(), ends, strict=True):
         together.setdefault(at[start:end].tobytes(), []).append(root)
