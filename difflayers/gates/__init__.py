@@ -10,6 +10,7 @@ from .multihead import SlimMultiheadAttention
 from .plan import PrunePlan, plan
 from .project import Projection, project
 from .prune import PruningError, prune
+from .removed import RemovedBranch
 from .report import Report, report
 from .selection import area_loss, importance_by_masking
 
@@ -25,6 +26,7 @@ __all__ = [
     "Projection",
     "PrunePlan",
     "PruningError",
+    "RemovedBranch",
     "Report",
     "SlimMultiheadAttention",
     "TrainableGate",

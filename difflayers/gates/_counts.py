@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ._branches import inside
 from .cost import Cost
 
 __all__ = ["Counts"]
@@ -18,9 +19,14 @@ ENUMERATED = 200_000  # combinations that are looked at one and all
 class Counts:
     """Units are kept in the order of their scores, so that a choice is one number for each group.
 
+    A residual branch is worth its score for each unit within it; units within branches that are closed, or whose score
+    is below 0, are worth nothing.
+
     Attributes:
         allowed: for each group the counts that may be kept, ascending.
         gains: for each group the sum of the scores of what is kept, by count `[size + 1]`.
+        within: for each group, the places of the branches that it is in.
+        branch: for each group, whether it is a branch.
     """
 
     def __init__(self, cost: Cost, scores: dict[str, Tensor], floors: dict[str, int], round_to: dict[str, int]) -> None:
@@ -29,6 +35,20 @@ class Counts:
         self.order = {name: torch.argsort(scores[name], descending=True, stable=True) for name in self.names}
         self.sorted_scores = [scores[name][self.order[name]].double().numpy() for name in self.names]
         self.gains = [np.concatenate([[0.0], np.cumsum(score)]) for score in self.sorted_scores]
+        groups = cost.gated.groups
+        place = {name: g for g, name in enumerate(self.names)}
+        self.branch = np.array([groups[name].branch is not None for name in self.names])
+        self.within = [
+            [place[b] for b in inside(groups[name], groups.values())] if self.branch.any() else []
+            for name in self.names
+        ]
+        self.counted = self.sizes.copy()  # units that a group's gain is of
+        for b in np.flatnonzero(self.branch):
+            held = sum(
+                n for n, outer, of in zip(self.sizes, self.within, self.branch, strict=True) if b in outer and not of
+            )
+            self.counted[b] = max(1, held)
+            self.gains[b] = self.gains[b] * self.counted[b]
         self.allowed = [
             np.array([k for k in range(floors[name], size + 1) if k % round_to[name] == 0 or k == size])
             for name, size in cost.sizes.items()
@@ -52,7 +72,17 @@ class Counts:
 
     def gain(self, counts: np.ndarray) -> np.ndarray:
         """The sum of scores kept `[choices]`."""
-        return sum((gain[counts[:, g]] for g, gain in enumerate(self.gains)), np.zeros(len(counts)))
+        total = np.zeros(len(counts))
+        for g, gain in enumerate(self.gains):
+            total += gain[counts[:, g]] * self.there(counts, g)
+        return total
+
+    def there(self, counts: np.ndarray, group: int) -> np.ndarray:
+        """Whether what a group is in is there, and wanted `[choices]`."""
+        result = np.ones(len(counts))
+        for b in self.within[group]:
+            result = result * (counts[:, b] if self.gains[b][1] >= 0 else 0)
+        return result
 
     def at(self, indices: np.ndarray) -> np.ndarray:
         """Counts of indices into `allowed`."""

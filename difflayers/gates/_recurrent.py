@@ -35,7 +35,7 @@ def recurrent(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str
     unit = run.atoms.of_dimension[names[1], 1]
     run.keep(state)
     states: Any = node.args[1]
-    if not all(operator_name(n) == "zeros" for n in (states if isinstance(states, (list, tuple)) else [states])):
+    if not all(_zeros(node) for node in (states if isinstance(states, (list, tuple)) else [states])):
         run.atoms.keep(unit)
     inputs = channel_labels(run, x, -1)
     steps = float(x.atoms.numel() // max(1, x.shape[-1]))
@@ -59,6 +59,13 @@ def recurrent(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str
     return [Labels(along(inputs, output.dim() - 1, output.shape))] + [
         Labels(along(unit, value.dim() - 1, value.shape)) for value in last
     ]
+
+
+def _zeros(node: Any) -> bool:
+    """Made by torch.zeros, as the module does where no state is given."""
+    while operator_name(node) == "detach":
+        node = node.args[0]
+    return operator_name(node) == "zeros"
 
 
 @contextmanager

@@ -54,6 +54,8 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
     params = [o for o in operands if isinstance(o, Parameters)]
     if not acts:
         return Parameters(tuple((name, source.expand(shape)) for p in params for name, source in p.sources))
+    if len(acts) == 1 and not params:
+        return acts[0]
     result = torch.tensor(NONE).expand(shape)
     for act in acts:
         labels = act.atoms.expand(shape)  # what always exists, or says nothing, ties nothing here
@@ -246,6 +248,14 @@ def _atoms_along(run: Propagation, name: str, source: Tensor, at: int, dim: int 
 def biased(run: Propagation, result: Any, bias: Any, dim: int) -> Any:
     """The result with a bias along a dimension."""
     if isinstance(bias, Parameters):
+        name, source = bias.sources[0]
+        (labels,) = compact(result.atoms) if isinstance(result, Labels) else (None,)
+        if labels is not None and source is run.places[name] and source.shape == (labels.numel(),):
+            if (
+                labels.numel() > 1 and labels.shape[dim] == labels.numel()
+            ):  # most often: a whole vector, along which the labels run
+                run.atoms.tie(labels.reshape(-1), run.atoms.of_dimension[name, 0])
+                return result
         shape = [1] * len(result.shape)
         shape[dim] = -1
         return combined(run, [result, Parameters(tuple((n, s.reshape(shape)) for n, s in bias.sources))])

@@ -7,13 +7,14 @@ import torch
 from ._analysis import Analysis, Factor, Term
 from .attach import Gated
 from .prune import NotRunnable, PruningError, attempt
+from .removed import shaped
 
-__all__ = ["dense", "stuck"]
+__all__ = ["dense", "stuck", "stuck_branches"]
 
 
 def stuck(gated: Gated) -> dict[str, str]:
     """The groups without which all others can be removed together, and why each of them cannot be."""
-    names = list(gated.groups)
+    names = [name for name, group in gated.groups.items() if group.branch is None]
     why = _failure(gated, names)
     if why is None:
         return {}
@@ -25,6 +26,36 @@ def stuck(gated: Gated) -> dict[str, str]:
             good.append(name)
         else:
             result[name] = why
+    return result
+
+
+def stuck_branches(gated: Gated, others: dict[str, str]) -> dict[str, str]:
+    """The branches that cannot be taken out, and why; those that can only where zeros have a shape get such.
+
+    `others` are the groups that stay as they are."""
+    names = [name for name, group in gated.groups.items() if group.branch is not None]
+    channels = [name for name, group in gated.groups.items() if group.branch is None and name not in others]
+    plain = {name: gated.groups[name] for name in names}
+    result: dict[str, str] = {}
+
+    def take(chosen: list[str], *, with_shape: bool) -> None:
+        for name in chosen:
+            branch = plain[name].branch
+            if branch is not None:
+                parts = shaped(gated.model, branch.parts) if with_shape else branch.parts
+                gated.groups[name] = plain[name]._replace(branch=branch._replace(parts=parts))
+
+    for with_shape in (False, True):
+        take(names, with_shape=with_shape)
+        if not names or _failure(gated, [*channels, *names]) is None:
+            return result
+    for name in names:
+        take([name], with_shape=False)
+        why = _failure(gated, [*channels, name])
+        if why is not None:
+            take([name], with_shape=True)
+            if _failure(gated, [*channels, name]) is not None:
+                result[name] = f"residual branch: {why}"
     return result
 
 
@@ -55,7 +86,7 @@ def dense(analysis: Analysis, names: dict[str, str]) -> Analysis:
         return Factor(factor.constant + stays, counts, factor.whole)
 
     def left(terms: list[Term]) -> list[Term]:
-        return [Term(term.amount, tuple(whole(factor) for factor in term.factors)) for term in terms]
+        return [term._replace(factors=tuple(whole(factor) for factor in term.factors)) for term in terms]
 
     return analysis._replace(
         groups=[group for group in analysis.groups if group.name not in names],

@@ -156,6 +156,7 @@ def attach(
     *,
     unknown: str = "raise",
     inexact: str = "refuse",
+    branches: str = "keep",
     gate: Callable[[int], Gate] = TrainableGate,
 ) -> Gated:
     """Finds what can be removed from a model, and puts a gate on every group of it.
@@ -174,6 +175,10 @@ def attach(
             (`gated.analysis.unknown` says which); it is never taken for element-wise.
         inexact: "refuse" leaves out channels over which statistics are taken (LayerNorm streams); "allow" gates them
             too, and takes the statistics of the gated model's `layer_norm` and `rms_norm` over open channels alone.
+        branches: "keep", or "gate": every residual branch f of x + f(x) gets a gate of one entry too. Closed, it means
+            that the branch does not exist: its last weights and biases (a layer scale before a linear layer or norm)
+            are zero, and `prune` takes all of it out. Branches that cannot be taken out so (they end in a norm without
+            weights, in an LSTM; their weights are used elsewhere) stay, and `gated.analysis.unknown` says why.
         gate: makes a gate of n entries.
 
     Returns:
@@ -202,26 +207,30 @@ def attach(
     name = "difflayers.gates.attach"
     _checks.choice(name, "unknown", unknown, ("raise", "skip"))
     _checks.choice(name, "inexact", inexact, ("refuse", "allow"))
+    _checks.choice(name, "branches", branches, ("keep", "gate"))
     if not isinstance(model, nn.Module):
         raise TypeError(f"{name}: argument 'model' must be a torch.nn.Module, got {type(model).__name__}")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     kwargs = dict(example_kwargs or {})
-    analysis = analyse(model, args, kwargs, skip_unknown=unknown == "skip", allow_inexact=inexact == "allow")
+    options = {"allow_inexact": inexact == "allow", "branches": branches == "gate"}
+    analysis = analyse(model, args, kwargs, skip_unknown=unknown == "skip", **options)
     _some(name, analysis)
     example = copy.deepcopy((args, kwargs))
     gated = Gated(model, analysis, gate, example)
-    from ._trial import dense, stuck  # which imports this module
+    from ._trial import dense, stuck, stuck_branches  # which imports this module
 
     fixed = stuck(gated)
-    if not fixed:
+    whole = stuck_branches(gated, fixed)
+    analysis = analysis._replace(groups=list(gated.groups.values()))
+    if not fixed and not whole:
         return gated
-    if unknown == "raise":
+    if fixed and unknown == "raise":
         raise UnsupportedOperationError(
             f"{name}: group '{next(iter(fixed))}' cannot be removed: in a trial, {next(iter(fixed.values()))}; write "
             f"sizes as -1, as the shapes of tensors or as integer attributes of the module, or pass unknown='skip' to "
             f"leave {', '.join(map(repr, fixed))} as they are"
         )
-    return Gated(model, _some(name, dense(analysis, fixed)), gate, example)
+    return Gated(model, _some(name, dense(analysis, fixed | whole)), gate, example)
 
 
 def _some(name: str, analysis: Analysis) -> Analysis:

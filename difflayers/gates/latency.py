@@ -97,8 +97,14 @@ def latency_terms(gated: Gated, table: Table | None) -> list[Term]:
         fixed, variable = entry if isinstance(entry, (tuple, list)) else (0.0, entry)
         fixed = _checks.number(name, f"table[{path!r}]", fixed, minimum=0)
         variable = _checks.number(name, f"table[{path!r}]", variable, minimum=0)
-        if fixed:
-            terms.append(Term(fixed, (), path))
+        if fixed:  # without its branch, a module takes no time at all
+            branches = {name for name, group in gated.groups.items() if group.branch is not None}
+            shared = [
+                [factor for factor in term.factors if branches & set(factor.counts)]
+                for term in gated.analysis.flops
+                if term.module == path
+            ]
+            terms.append(Term(fixed, tuple(min(shared, key=len, default=[])), path))
         # several products of one module share its time by their FLOPs
         terms += [
             Term(variable * term.amount / flops[path], term.factors, path)

@@ -12,13 +12,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ._branches import closed_parts
 from .attach import Gated
 from .cost import checked
 from .prune import PruningError, _cut, _kept, prune
+from .removed import GIVES, Part, take_out
 
 __all__ = ["PrunePlan", "plan"]
 
-VERSION = 1
+VERSION = 2
 
 
 class PrunePlan(NamedTuple):
@@ -30,6 +32,7 @@ class PrunePlan(NamedTuple):
         sizes: what modules remember, beyond what their weights say: (module, attribute, value).
         groups: by group, the units that stay.
         weights: the state dict of the pruned model; None: the plan alone.
+        removed: of residual branches, what is taken out: (path, what it gives then, number of outputs).
 
     Raises:
         ValueError: (of `load`) the file is no plan; (of `apply`) the model has other shapes.
@@ -53,6 +56,7 @@ class PrunePlan(NamedTuple):
     sizes: list[tuple[str, str, Any]]
     groups: dict[str, list[int]]
     weights: dict[str, Tensor] | None = None
+    removed: tuple[Part, ...] = ()
 
     def apply(self, model: nn.Module, *, load_weights: bool = True) -> nn.Module:
         """A smaller copy of a dense model of the same kind: with the plan's weights where it has some, or
@@ -68,6 +72,7 @@ class PrunePlan(NamedTuple):
                 raise ValueError(f"{name}: argument 'model' must have '{key}' of shape {shape}, got {came}")
         small = copy.deepcopy(model)
         _cut(small, {key: {dim: torch.tensor(at) for dim, at in dims.items()} for key, dims in self.kept.items()})
+        take_out(small, self.removed)
         for path, attribute, value in self.sizes:
             setattr(small.get_submodule(path), attribute, value)
         if load_weights and self.weights is not None:
@@ -93,7 +98,7 @@ class PrunePlan(NamedTuple):
         content = {
             "format": "difflayers.PrunePlan", "version": VERSION, "weights": weights and weights.name,
             "groups": self.groups, "shapes": self.shapes, "kept": self.kept,
-            "sizes": [(module, name, _plain(value)) for module, name, value in self.sizes],
+            "sizes": [(module, name, _plain(value)) for module, name, value in self.sizes], "removed": self.removed,
         }  # fmt: skip
         path.write_text(json.dumps(content, indent=1))
         return written
@@ -115,6 +120,7 @@ class PrunePlan(NamedTuple):
                 kept,
                 [(module, attribute, _back(value)) for module, attribute, value in content["sizes"]],
                 content["groups"],
+                removed=tuple(_part(*each) for each in content["removed"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(
@@ -163,6 +169,8 @@ class PrunePlan(NamedTuple):
                 if id(old) in gates:
                     continue
                 key = names.get(id(old))
+                if key is not None and any(f"{key}.".startswith(f"{part.path}.") for part in self.removed):
+                    continue
                 if key is not None and key not in fresh:
                     raise ValueError(f"{name}: argument 'new_model' must have the parameter '{key}'; was it pruned so?")
                 new = old if key is None else fresh[key]
@@ -239,6 +247,7 @@ def plan(gated: Gated, *, weights: bool = True) -> PrunePlan:
         {name: {dim: at.tolist() for dim, at in dims.items()} for name, dims in kept.items() if dims},
         [],
         {name: mask.nonzero().squeeze(-1).tolist() for name, mask in opened.items()},
+        removed=tuple(closed_parts(gated.groups, opened)),
     )
     result = result._replace(sizes=_differences(result.apply(gated.model), small))
     state = {name: value.detach().clone() for name, value in small.state_dict().items()}
@@ -259,6 +268,12 @@ def _differences(model: nn.Module, wanted: nn.Module) -> list[tuple[str, str, An
             if plain and getattr(model.get_submodule(path), name, None) != value:
                 result.append((path, name, value))
     return result
+
+
+def _part(path: str, gives: str, outputs: int) -> Part:
+    if gives not in GIVES:
+        raise ValueError(f"a removed part that gives {gives!r}")
+    return Part(str(path), gives, int(outputs))
 
 
 def _plain(value: Any) -> Any:

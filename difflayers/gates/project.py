@@ -81,10 +81,11 @@ def project(
         target: the share $\tau$ of the dense model's cost, in (0, 1].
         kind: "flops", "parameters" or "latency".
         table: for "latency": seconds by module path, see `difflayers.gates.measure_latency`; None measures now.
-        scores: how much each unit is worth, `[size]` by group, finite; each group is divided by its mean magnitude.
-            None: the gates' weights, as they are.
+        scores: how much each unit is worth, `[size]` by group, finite; each group is divided by its mean magnitude,
+            residual branches by that of all of them. None: the gates' weights, as they are.
         floors: units that every group keeps: a number, a share of the group's size in (0, 1) (rounded up), or numbers
-            by group; None: a sixteenth, at least 1. Rounded up to `round_to`.
+            by group; None: a sixteenth, at least 1. Rounded up to `round_to`. Residual branches may close whatever
+            this is, but for those that are named with a 1.
         round_to: the groups' sizes are multiples of it (or whole); a number, or numbers by group.
         apply: writes the selection into the gates' weights.
 
@@ -213,6 +214,8 @@ def _filled(choices: Counts, at: np.ndarray, room: float) -> np.ndarray:
     added = choices.cost(choices.at(_neighbours(at, choices))) - start
     items: list[tuple[int, float, float]] = []
     lowest = min(float(score.min()) for score in choices.sorted_scores)
+    opening = choices.gain(choices.at(_neighbours(at, choices))) - choices.gain(choices.at(at)[None])
+    first = dict(zip(groups.tolist(), opening.tolist(), strict=True))
     for g, cost in zip(groups.tolist(), added.tolist(), strict=True):
         steps = choices.allowed[g][at[g] :]
         cost = max(cost, slack * 1e-6)  # a step may cost nothing
@@ -220,7 +223,10 @@ def _filled(choices: Counts, at: np.ndarray, room: float) -> np.ndarray:
             if cost * (1 + sum(item[0] == g for item in items[-64:])) > slack:
                 break  # so many do not fit anyway
             # positive, so that the budget is used; of the units' order, so that earlier ones are preferred
-            gain = choices.gains[g][high] - choices.gains[g][low] - (high - low) * lowest
+            if choices.branch[g]:  # with all that is open within
+                gain = max(0.0, first[g] - choices.counted[g] * lowest)
+            else:
+                gain = choices.gains[g][high] - choices.gains[g][low] - (high - low) * lowest
             items.append((g, cost, gain + 1e-9 * (high - low)))
     if not items:
         return at
@@ -292,6 +298,7 @@ def _scores(name: str, gated: Gated, scores: Mapping[str, Tensor] | None) -> dic
             raise ValueError(f"{name}: the gates' weights must be finite, got others in group '{bad[0]}'")
         return weights  # pyright: ignore[reportReturnType]
     result = {}
+    branches = {group for group, value in gated.groups.items() if value.branch is not None}
     for group, value in gated.groups.items():
         score = scores.get(group)
         if not isinstance(score, Tensor) or score.shape != (value.size,) or not bool(score.isfinite().all()):
@@ -302,7 +309,11 @@ def _scores(name: str, gated: Gated, scores: Mapping[str, Tensor] | None) -> dic
             )
         score = score.detach().cpu().double()
         scale = float(score.abs().mean())
-        result[group] = score / scale if scale > 0 else score
+        result[group] = score / scale if scale > 0 and group not in branches else score
+    if branches:  # of one unit each: measured by each other
+        scale = float(torch.cat([result[group] for group in branches]).abs().mean())
+        for group in branches:
+            result[group] = result[group] / scale if scale > 0 else result[group]
     return result
 
 
@@ -328,9 +339,12 @@ def floor_counts(
         wanted = {group: max(1, math.ceil(size * part - 1e-9)) for group, size in sizes.items()}
     else:
         wanted = _by_group(name, "floors", floors, gated)
-    return {
-        group: min(size, -(-min(wanted[group], size) // rounds[group]) * rounds[group]) for group, size in sizes.items()
-    }
+    named = floors if isinstance(floors, Mapping) else {}
+    result = {}
+    for group, size in sizes.items():
+        whole = -(-min(wanted[group], size) // rounds[group]) * rounds[group]
+        result[group] = min(size, whole) if gated.groups[group].branch is None or group in named else 0
+    return result
 
 
 def _up(value: float) -> float:

@@ -14,9 +14,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import Error
 from ._analysis import Factor
+from ._branches import closed_parts, inside
 from ._recurrent import remember_recurrent
 from .attach import Gated
 from .multihead import SlimMultiheadAttention
+from .removed import RemovedBranch, take_out
 
 __all__ = ["PruningError", "prune"]
 
@@ -34,7 +36,7 @@ def prune(gated: Gated, *, verify: bool = True, tolerance: float = 1e-10) -> nn.
 
     Works on a copy: the gated model stays as it is. Parameters and buffers lose the indices of closed units; sizes that
     modules remember (`in_features`, `num_heads`, `groups`, and integers of a user's own modules that reshapes depend
-    on) are rewritten.
+    on) are rewritten. Residual branches whose gate is closed are taken out: `RemovedBranch` stands in their place.
 
     Args:
         gated: of `attach`; its gates say what is closed (`gated.opened()`).
@@ -74,8 +76,10 @@ def prune(gated: Gated, *, verify: bool = True, tolerance: float = 1e-10) -> nn.
             f"got {type(gated).__name__}"
         )
     opened = {name: value.cpu() for name, value in gated.opened().items()}
-    for name, value in opened.items():
-        if not bool(value.any()):
+    gone = {name for name, value in opened.items() if not bool(value.any())}
+    for name in gone:
+        value, group = opened[name], gated.groups[name]
+        if group.branch is None and not gone & set(inside(group, gated.groups.values())):
             raise ValueError(
                 f"difflayers.gates.prune: group '{name}' would lose its last of {len(value)} units; keep one open, or "
                 f"take the layer out"
@@ -87,6 +91,7 @@ def attempt(gated: Gated, opened: dict[str, Tensor], *, verify: bool, tolerance:
     """The model without the units that are not open; `examples` runs are compared."""
     small = copy.deepcopy(gated.model)
     _cut(small, _kept(gated, opened))
+    take_out(small, closed_parts(gated.groups, opened))
     candidates = _sizes_in_code(gated, small, opened)
     if not verify and not candidates:
         return small
@@ -96,7 +101,10 @@ def attempt(gated: Gated, opened: dict[str, Tensor], *, verify: bool, tolerance:
 def _kept(gated: Gated, opened: dict[str, Tensor]) -> dict[str, dict[int, Tensor]]:
     """For each parameter and buffer, the indices that stay along each dimension that changes."""
     result: dict[str, dict[int, Tensor]] = {}
+    shut = {name for name, value in opened.items() if not bool(value.any())}
     for group in gated.groups.values():
+        if group.branch is not None or shut & set(inside(group, gated.groups.values())):  # goes whole
+            continue
         alive = torch.cat([opened[group.name], torch.ones(1, dtype=torch.bool)])
         for (name, dim), units in group.units.items():
             stays = alive[units]  # -1 is the last one: not of this group
@@ -188,7 +196,7 @@ def _sizes_in_code(gated: Gated, model: nn.Module, opened: dict[str, Tensor]) ->
     for resize in gated.analysis.resizes:
         size = _left(resize.factor, opened)
         module = modules.get(resize.module)
-        if module is None or size == resize.size:
+        if module is None or size == resize.size or isinstance(module, RemovedBranch):
             continue
         for name, value in vars(module).items():
             if type(value) is int and value == resize.size:
