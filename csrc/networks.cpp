@@ -1,5 +1,7 @@
 #include "networks.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdlib>
 #include <map>
 #include <mutex>
@@ -58,15 +60,24 @@ void custom(Program& p, const std::string& spec) {
   if (std::strtoll(at, &end, 10) != p.n || *end != ':')
     throw std::runtime_error("difflayers: network specification does not fit the input: " + spec.substr(0, 40));
   at = end + 1;
+  const auto expect = [](bool good, const char* where) {
+    if (!good)
+      throw std::runtime_error("difflayers: malformed network specification at '" + std::string(where).substr(0, 40) + "'");
+  };
+  const auto wire = [&](const char* from) {
+    expect('0' <= *from && *from <= '9', from);
+    return static_cast<int64_t>(std::strtoll(from, &end, 10));
+  };
   while (*at != '\0') {
-    const int64_t a = std::strtoll(at, &end, 10);
-    if (*end != '-') throw std::runtime_error("difflayers: malformed network specification");
-    const int64_t b = std::strtoll(end + 1, &end, 10);
+    const int64_t a = wire(at);
+    expect(*end == '-', end);
+    const int64_t b = wire(end + 1);
     if (a < 0 || a >= b || b >= p.n) throw std::runtime_error("difflayers: comparator out of range");
     const size_t level = std::max(free[a], free[b]);
     if (level == layers.size()) layers.emplace_back();
     layers[level].emplace_back(a, b);
     free[a] = free[b] = level + 1;
+    expect(*end == '\0' || (*end == ',' && end[1] != '\0'), end);
     at = *end == ',' ? end + 1 : end;
   }
   for (const auto& layer : layers) {
@@ -93,7 +104,17 @@ Program pruned(const Program& full, int64_t first, int64_t last) {
   return kept;
 }
 
+// About how many comparators a network by name has.
+double size_of(const std::string& spec, int64_t n) {
+  const double wires = static_cast<double>(n), depth = std::ceil(std::log2(std::max(wires, 2.0)));
+  return spec == "odd_even" ? wires * (wires - 1) / 2 : wires * depth * (depth + 1) / 4;
+}
+
 Program build(const std::string& spec, int64_t n, int64_t first, int64_t last) {
+  constexpr double largest = 1 << 29;  // 4 GiB of tables; refused before they are made
+  if (spec.find(':') == std::string::npos && size_of(spec, n) > largest)
+    throw std::runtime_error("difflayers: the network " + spec + " on " + std::to_string(n) +
+                             " wires has too many comparators for its tables");
   Program p;
   p.n = n;
   if (spec == "odd_even")

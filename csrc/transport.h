@@ -130,6 +130,7 @@ struct TransportOperators {
                                                      bool of_steepness, bool of_payload) {
     const Call call = call_of(scores, steepness, payload, what, network, first, last, swap, parameter, constant, hard);
     check_gradient(call, gradient);
+    STD_TORCH_CHECK(payload.has_value() || !of_payload, "difflayers: there is no payload to take a gradient by");
     Tensor by_scores = like(scores, {call.rows, call.n});
     Tensor by_steepness = like(scores, {of_steepness ? call.rows : 0});
     Tensor by_payload = of_payload ? like(scores, {call.rows, payload->size(1), call.m}) : like(scores, {0});
@@ -146,6 +147,14 @@ struct TransportOperators {
       int64_t first, int64_t last, std::string swap, double parameter, double constant, bool hard) {
     const Call call = call_of(scores, steepness, payload, what, network, first, last, swap, parameter, constant, hard);
     check_gradient(call, gradient);
+    check_direction(h_scores, {call.rows, call.n}, call, "scores");
+    STD_TORCH_CHECK((steepness || !h_steepness) && (payload || !h_payload),
+                    "difflayers: a direction of an argument that is None");
+    if (h_steepness) check_direction(*h_steepness, {call.rows}, call, "steepness");
+    if (h_payload) {  // that of a payload [1, ...], the same in every row, may differ from row to row
+      const int64_t first = h_payload->dim() > 0 && h_payload->size(0) == call.rows ? call.rows : payload->size(0);
+      check_direction(*h_payload, {first, payload->size(1), call.m}, call, "payload");
+    }
     const Directions h{torch::stable::contiguous(h_scores), contiguous(h_steepness), contiguous(h_payload)};
     DoubleResult out{like(scores, call.result_shape()), like(scores, {call.rows, call.n}),
                      like(scores, {steepness ? call.rows : 0}),
@@ -159,6 +168,13 @@ struct TransportOperators {
   }
 
  private:
+  static void check_direction(const Tensor& direction, const std::vector<int64_t>& shape, const Call& call,
+                              const char* name) {
+    bool same = direction.scalar_type() == call.scores.scalar_type() &&
+                direction.dim() == static_cast<int64_t>(shape.size());
+    for (size_t d = 0; same && d < shape.size(); ++d) same = direction.size(static_cast<int64_t>(d)) == shape[d];
+    STD_TORCH_CHECK(same, "difflayers: the direction of ", name, " must have its shape and dtype");
+  }
   static void check_gradient(const Call& call, const Tensor& gradient) {
     STD_TORCH_CHECK(gradient.scalar_type() == call.scores.scalar_type() &&
                         gradient.numel() == numel(call.result_shape()),

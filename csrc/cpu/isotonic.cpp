@@ -43,6 +43,9 @@ struct Cpu {
 
   template <Task task, bool entropic, class T>
   static void backward(const Tensor&, const Job<T>& job) {
+    bool inside = true;
+    for (int64_t i = 0; i < job.rows * job.n; ++i) inside &= 0 <= job.order[i] && job.order[i] < job.n;
+    STD_TORCH_CHECK(inside, "difflayers: order must hold indices into the rows");
     over_rows<entropic>(job.rows, job.n, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) permutahedron::differentiate_row<task, entropic>(job, row);
     });

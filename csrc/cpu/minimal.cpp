@@ -122,6 +122,9 @@ Tensor minimal_backward(Tensor gradient, Tensor models, Tensor counts, Tensor sa
     const auto* count = static_cast<const int64_t*>(counts.data_ptr());
     const auto* from = static_cast<const double*>(samples.data_ptr());
     auto* to = static_cast<double*>(result.data_ptr());
+    for (int64_t row = 0; row < rows; ++row)
+      STD_TORCH_CHECK(0 <= count[row] && count[row] <= P::solutions, "difflayers: counts must be in [0, ",
+                      P::solutions, "]");
     torch::stable::parallel_for(0, rows, 32, [&](int64_t begin, int64_t end) {
       for (int64_t row = begin; row < end; ++row) {
         double* out = to + row * m;

@@ -7,7 +7,7 @@
 #pragma once
 
 #include "minimal.h"
-#include "polynomial_roots.h"
+#include "real_roots.h"
 
 namespace difflayers::cpu::minimal {
 
@@ -49,19 +49,12 @@ struct Pose {
       for (int j = 0; j < 3; ++j) p[i + j] += dd[i] * side[j] + n[i] * n[j];
       for (int j = 0; j < 2; ++j) p[i + j] -= 2 * cosine[2] * n[i] * d[j];
     }
-    double roots[8];
-    int turns = 0, count = 0;
-    int candidates = real_roots<4>(p, roots, roots + 4, &turns);
-    // a double root may have been lifted off the axis: let Newton's method decide
-    for (int i = 0; i < turns; ++i) {
-      double size = 0, power = 1;
-      for (int k = 0; k < 5; ++k, power *= std::abs(roots[4 + i])) size += std::abs(p[k]) * power;
-      if (std::abs(evaluate(p, 4, roots[4 + i])) < 1e-9 * size) roots[candidates++] = roots[4 + i];
-      if (candidates == 4) break;
-    }
-    double found[solutions * 3];
-    for (int i = 0; i < candidates && count < solutions; ++i) {
-      const double v = roots[i], below = d[0] + d[1] * v, opposite = 1 + v * v - 2 * v * cosine[1];
+    // of a double root lifted off the axis Newton's method decides, so the polynomial need not be near 0 to rounding
+    double pairs[4][2], found[solutions * 3];
+    int count = 0;
+    const int candidates = roots::real<4>(p, pairs, 1e-9);
+    for (int i = 0; i < candidates; ++i) {
+      const double v = pairs[i][0] / pairs[i][1], below = d[0] + d[1] * v, opposite = 1 + v * v - 2 * v * cosine[1];
       if (!(v > 0) || !(opposite > 0)) continue;
       double* distance = found + 3 * count;
       distance[0] = std::sqrt(square[1] / opposite);

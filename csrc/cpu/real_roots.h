@@ -48,9 +48,9 @@ double bracketed(const double* c, double low, double high, double f_low, double 
 }
 
 // The roots in [-1, 1], ascending, of the polynomial with coefficients c[0 .. degree] of order 1; returns how many.
-// Where an extremum touches zero to rounding, it is a root as well.
+// An extremum below `touch` times the sum of the coefficients is a root as well.
 template <int degree, bool derivative = false>
-int within(const double* c, double* found) {
+int within(const double* c, double* found, double touch = 0) {
   if constexpr (degree == 1) {
     const double x = -c[0] / c[1];
     if (!(std::abs(x) <= 1)) return 0;
@@ -80,7 +80,7 @@ int within(const double* c, double* found) {
       f = value<degree>(c, extrema[i + 1]);
       if ((before < 0) != (f < 0)) {
         found[count++] = bracketed<degree>(c, extrema[i], extrema[i + 1], before, f, derivative ? 1e-5 : 1e-14);
-      } else if (!derivative && i < inner && std::abs(f) <= 1e-14 * size) {
+      } else if (!derivative && i < inner && std::abs(f) <= touch * size) {
         found[count++] = extrema[i + 1];
       }
     }
@@ -89,17 +89,17 @@ int within(const double* c, double* found) {
 }
 
 // All real roots as pairs (x, w) of x / w, |x| <= 1 and |w| <= 1; at most `degree` of them. The coefficients are
-// scaled here.
+// scaled here. `touch` says how near to zero an extremum is a double root that rounding has lifted off the axis.
 template <int degree>
-int real(const double* coefficients, double (*pairs)[2]) {
+int real(const double* coefficients, double (*pairs)[2], double touch = 1e-14) {
   double size = 0, c[degree + 1], found[degree];
   for (int k = 0; k <= degree; ++k) size = std::max(size, std::abs(coefficients[k]));
   if (!(size > 0) || !std::isfinite(size)) return 0;
   for (int k = 0; k <= degree; ++k) c[k] = coefficients[k] / size;
-  const int inside = within<degree>(c, found);
+  const int inside = within<degree>(c, found, touch);
   for (int i = 0; i < inside; ++i) pairs[i][0] = found[i], pairs[i][1] = 1;
   std::reverse(c, c + degree + 1);
-  const int outside = within<degree>(c, found);
+  const int outside = within<degree>(c, found, touch);
   int count = inside;
   for (int i = 0; i < outside && count < degree; ++i) {
     if (std::abs(found[i]) == 1) continue;  // found above

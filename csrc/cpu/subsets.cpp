@@ -306,8 +306,8 @@ std::optional<Tensor> direction(const Tensor& theta, const std::optional<Tensor>
 // Rows over threads; less than about 200 us of work stays on one.
 template <class F>
 void over_rows(int64_t rows, int64_t n, int64_t columns, int64_t passes, F f) {
-  const int64_t nanoseconds = n * (60 + columns * passes / 2);
-  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, 200000 / nanoseconds), f);
+  const double nanoseconds = double(n) * (60 + double(columns) * double(passes) / 2);
+  torch::stable::parallel_for(0, rows, std::max<int64_t>(1, int64_t(200000 / nanoseconds)), f);
 }
 
 Tensor marginals(Tensor theta, std::optional<Tensor> g, std::optional<Tensor> h, int64_t k) {
