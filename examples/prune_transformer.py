@@ -30,7 +30,7 @@ from difflayers import gates
 
 try:
     from matplotlib.figure import Figure  # without pyplot: it draws with Agg and needs no display
-    from pruning_methods import Schedule, l1_scores, parameters
+    from pruning_methods import Schedule, parameters
     from tqdm import tqdm
 except ImportError as error:
     sys.exit(f"prune_transformer.py: {error}; run: pip install 'difflayers[examples]'")
@@ -116,8 +116,8 @@ def load_text(folder: Path | None, size: int) -> Text:
         if len(text) > 2:  # whole files: those held out are a tenth of the text
             (held_out if 9 * len(held_out) < len(training) else training).extend(text)
     if min(len(training), len(held_out)) < LEAST:
-        raise OSError(f"{place} must have Python files with at least {LEAST} bytes of documentation strings to train on "
-                      f"and as many to hold out, got {len(training)} and {len(held_out)}")  # fmt: skip
+        raise OSError(f"{place} must have Python files with at least {LEAST} bytes of documentation strings to train "
+                      f"on and as many to hold out, got {len(training)} and {len(held_out)}")  # fmt: skip
     return Text(*(torch.frombuffer(part, dtype=torch.uint8) for part in (training, held_out)))
 
 
@@ -144,7 +144,8 @@ def loss_of(model: nn.Module, pieces: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bits(model: nn.Module, text: Tensor, length: int, pieces: int) -> float:
-    """Bits per byte on pieces of text that are spread evenly."""
+    """Bits per byte on pieces of text that are spread evenly, at most as many as there are without overlap."""
+    pieces = max(1, min(pieces, len(text) // length))
     model.eval()
     starts = torch.linspace(0, len(text) - length - 1, pieces).long()
     batches = text[starts[:, None] + torch.arange(length + 1)].long().split(64)
@@ -322,7 +323,7 @@ def run(options: Namespace) -> None:
     shown = gates.report(gated, models["trainable gates"], measure=False)
 
     by_norm = gates.attach(copy.deepcopy(dense), example)
-    gates.project(by_norm, options.target, scores=l1_scores(by_norm))
+    gates.project(by_norm, options.target, scores=gates.importance_by_magnitude(by_norm))
     models["L1 magnitude"] = small = gates.prune(by_norm)
     costs["L1 magnitude"], groups["L1 magnitude"] = float(by_norm.cost().detach()), kept(by_norm)
     curves["L1 magnitude"] = Curve(text, options, "L1 magnitude", options.finetune, options.steps)
