@@ -155,8 +155,7 @@ def fit(
     started, found, status = time.monotonic(), None, "done"
     gated.unfreeze()
     gated.train()
-    if ordered:
-        _spread(gated)
+    fresh = _spread(gated) if ordered else {}
     try:
         for step, batch in enumerate(_batches(name, data, total)):
             if step == frozen_from and found is None:
@@ -188,6 +187,11 @@ def fit(
                 bar.update()
     except KeyboardInterrupt:
         status = "interrupted"
+    except Exception:
+        if not history:  # nothing is learnt: the gates are again as they were
+            for group, weight in fresh.items():
+                gated.gates[group].weight.data.copy_(weight)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        raise
     finally:
         if bar is not None:
             bar.close()
@@ -299,13 +303,17 @@ def _optimizers(
 
 
 @torch.no_grad()
-def _spread(gated: Gated) -> None:
-    """Gates of one and the same weight w are spread over w (1 -+ 0.8), the larger the magnitude of what they gate."""
+def _spread(gated: Gated) -> dict[str, Tensor]:
+    """Spreads gates of one and the same weight w over w (1 -+ 0.8), the larger the magnitude of what they gate; returns
+    what they were."""
+    fresh = {}
     for name, score in importance_by_magnitude(gated).items():
         weight: Tensor = gated.gates[name].weight  # pyright: ignore[reportAssignmentType]
         if bool((weight == weight[0]).all()):
+            fresh[name] = weight.clone()
             rank = score.argsort(stable=True).argsort().to(weight)
             weight.add_(0.8 * weight.abs() * ((2 * rank + 1) / len(weight) - 1))
+    return fresh
 
 
 @torch.no_grad()

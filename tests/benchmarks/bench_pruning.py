@@ -19,8 +19,8 @@ from torch.nn import functional as F
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 
-from cifar_images import Batches, Images, load_images, parts
-from pruning_methods import (
+from cifar_images import Batches, Images, load_images, parts  # pyright: ignore[reportMissingImports]
+from pruning_methods import (  # pyright: ignore[reportMissingImports]
     Task,
     accuracy,
     by_gates,
@@ -132,8 +132,8 @@ def section(rows: Sequence[Row], seconds: float, epochs: int) -> str:
         "## Accuracy at a share of the FLOPs",
         "",
         "Printed by `python tests/benchmarks/bench_pruning.py`. scikit-learn's digits (half of the 1797 images to "
-        "train on, half to test on, another split for each seed), a ResNet of 8 layers (77,754 parameters), batches of 64, "
-        f"{epochs} epochs of Adam along a cosine for the dense network and again for every method; seeds "
+        "train on, half to test on, another split for each seed), a ResNet of 8 layers (77,754 parameters), batches of "
+        f"64, {epochs} epochs of Adam along a cosine for the dense network and again for every method; seeds "
         f"{', '.join(map(str, seeds))}, mean ± standard deviation. FLOPs are counted by `torch.utils.flop_counter` in "
         "the network that came out. Trainable gates are `gates.fit` with its defaults, which were chosen on this task "
         "with the seeds 100 to 106; the criteria of Torch-Pruning are its own defaults, and its best is the one that "

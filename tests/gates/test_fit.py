@@ -55,7 +55,7 @@ def test_strong_targets_keep_every_layer_and_the_task(target):
     assert result.projection.met
     shares = [record.share for record in result.history if not record.frozen]
     assert shares[0] == 1.0
-    assert shares[-1] < target + 0.15
+    assert shares[-1] < target + 0.25  # in 48 steps a gate cannot move by more than 0.48
     assert sum(record.frozen for record in result.history) == 112
     sizes = {name: int(mask.sum()) for name, mask in gated.opened().items()}
     assert min(sizes.values()) >= 2

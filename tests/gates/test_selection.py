@@ -51,8 +51,8 @@ def test_importance_is_what_cutting_the_unit_out_does():
 def test_magnitude_is_that_of_the_weights_that_make_a_unit(norm):
     """Of a stream those of all its layers, of a head all its rows; of a transposed convolution those of its dim 1."""
     torch.manual_seed(0)
-    net = resnet()
-    gated = gates.attach(net, torch.randn(1, 3, 8, 8))
+    net = resnet(4, 6)
+    gated = gates.attach(net, torch.randn(1, 1, 8, 8))
     scores = gates.importance_by_magnitude(gated, norm=norm)
     weights = {name: p.detach().double() for name, p in net.named_parameters() if p.dim() == 4}
     assert scores.keys() == gated.groups.keys()
