@@ -28,20 +28,20 @@ def command() -> ModuleType:
 def test_options_of_all_examples(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     def parse(*argv: str):
         parser = command.Parser(
-            "some/place/example.py", "What it does.", seed="of all", quick={"steps": 3, "on": ["a"]}
+            "some/place/example.py", "What it does.", seed="of all", quick={"steps": 3, "on": ["a", 0.5]}
         )
         parser.add_argument("--steps", type=int, default=100)
         parser.add_argument("--on", nargs="+", default=["b"])
         return parser.options(argv)
 
     assert vars(parse()) == {"out": Path("out"), "steps": 100, "on": ["b"], "seed": 0, "quick": False}
-    assert (parse("--quick").steps, parse("--quick").on) == (3, ["a"])
+    assert (parse("--quick").steps, parse("--quick").on) == (3, ["a", 0.5])
     assert parse("--quick", "--steps", "7").steps == 7
     with pytest.raises(SystemExit):
         parse("--help")
     text = " ".join(capsys.readouterr().out.split())
     assert "usage: example.py" in text
-    assert "a few seconds: --steps 3 --on a where not given" in text
+    assert "a few seconds: --steps 3 --on a 0.5 where not given" in text
     for bad in ("-1", str(2**32)):
         with pytest.raises(SystemExit) as caught:
             parse("--seed", bad)
@@ -80,6 +80,7 @@ def test_a_mistake_keeps_its_traceback(command: ModuleType, tmp_path: Path) -> N
     options = command.Parser("example.py", None, seed="", quick={}).options(["--out", str(tmp_path)])
     with pytest.raises(ZeroDivisionError):
         command.run("example.py", raising(ZeroDivisionError()), options)
+    assert command.run("example.py", raising(ZeroDivisionError()), options, ArithmeticError) == 2
 
 
 def test_the_picture_is_named(command: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from .plan import PrunePlan, plan
 from .project import Projection, project
 from .prune import PruningError, prune
 from .report import Report, report
-from .selection import area_loss, importance_by_masking
+from .selection import area_loss, importance_by_magnitude, importance_by_masking
 
 __all__ = [
     "BernoulliGate",
@@ -31,6 +31,7 @@ __all__ = [
     "area_loss",
     "attach",
     "fit",
+    "importance_by_magnitude",
     "importance_by_masking",
     "measure_latency",
     "plan",

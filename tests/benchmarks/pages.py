@@ -48,6 +48,7 @@ def render(sections: list[dict[str, Any]], figures: dict[str, list[str]] | None 
 def _blocks(text: str) -> list[str]:
     """What blank lines separate; a fenced block is one, blank lines and all."""
     blocks: list[str] = []
+    text = re.sub(r"^(<!--.*-->)$", r"\n\1\n", text, flags=re.MULTILINE)  # marks between parts of a page
     for part in re.split(r"\n\s*\n", text.strip()):
         if blocks and blocks[-1].count("```") % 2:
             blocks[-1] += f"\n\n{part}"

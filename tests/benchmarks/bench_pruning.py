@@ -1,0 +1,190 @@
+"""Accuracy of a small ResNet on scikit-learn's digits at exact shares of its FLOPs: trainable gates, L1 magnitude by
+the same surgery, and Torch-Pruning (where it is installed) with six criteria. The same dense network, FLOPs counted
+by torch, and epochs of training after it for all. Run: python tests/benchmarks/bench_pruning.py [--out FILE]"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+sys.path.append(str(Path(__file__).parents[2] / "examples"))
+
+from cifar_images import Batches, Images, load_images, parts  # pyright: ignore[reportMissingImports]
+from pruning_methods import (  # pyright: ignore[reportMissingImports]
+    Task,
+    accuracy,
+    by_gates,
+    by_l1,
+    by_torch_pruning,
+    flops,
+    resnet,
+    torch_pruning_criteria,
+    train,
+    widths,
+)
+
+OURS, L1, PEER = "trainable gates", "L1 magnitude", "Torch-Pruning"
+TARGETS = (0.75, 0.5, 0.25, 0.1)
+MARKER = "<!-- bench_pruning.py -->"
+
+
+class Row(NamedTuple):
+    """One pruned network, or (method "dense") the one that it comes from.
+
+    Attributes:
+        loss: cross-entropy on the test images; on saturated accuracies it tells more.
+        narrowest: channels of the convolution that kept the smallest share of them, and that share.
+    """
+
+    seed: int
+    target: float
+    method: str
+    accuracy: float
+    loss: float
+    share: float
+    narrowest: tuple[int, float]
+
+
+def methods() -> dict[str, Callable[[nn.Module, float, Task], nn.Module]]:
+    """By the name that is shown."""
+    found: dict[str, Callable[[nn.Module, float, Task], nn.Module]] = {OURS: by_gates, L1: by_l1}
+    for criterion in torch_pruning_criteria():
+        found[f"{PEER}: {criterion}"] = lambda dense, target, task, criterion=criterion: by_torch_pruning(
+            dense, target, task, criterion
+        )
+    return found
+
+
+def measure(seed: int, targets: Sequence[float], epochs: int) -> list[Row]:
+    """All methods at all targets; the seed is that of the split, the weights and the batches."""
+    training, test = parts(load_images(None), seed, 0.5)
+    torch.manual_seed(seed)
+    dense = resnet(1, 1, 16)
+    task = Task(Batches(training, 64, seed), training.pixels[:1], epochs, 1e-3, lambda numbers: numbers)
+    train(dense, task.batches, epochs, 3e-3, task.bar)
+    full, before = flops(dense, task.example), widths(dense)
+
+    def row(target: float, method: str, model: nn.Module) -> Row:
+        narrowest = min(zip(widths(model), before, strict=True), key=lambda pair: pair[0] / pair[1])
+        found = Row(seed, target, method, accuracy(model, test), loss(model, test), flops(model, task.example) / full,
+                    (narrowest[0], narrowest[0] / narrowest[1]))  # fmt: skip
+        print(f"{seed} {target:4g} {method:32} {found.accuracy:6.2f} % {found.loss:.4f} {found.share:.4f} "
+              f"{widths(model)}", file=sys.stderr, flush=True)  # fmt: skip
+        return found
+
+    rows = [row(1.0, "dense", dense)]
+    for target in targets:
+        for name, method in methods().items():
+            torch.manual_seed(seed)
+            # every method gets the batches in the same order
+            mine = task._replace(batches=Batches(training, 64, seed))
+            rows.append(row(target, name, method(dense, target, mine)))
+    return rows
+
+
+@torch.no_grad()
+def loss(model: nn.Module, images: Images) -> float:
+    """Cross-entropy, in evaluation mode."""
+    model.eval()
+    return float(F.cross_entropy(model(images.pixels), images.numbers))
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Mean and standard deviation."""
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.{digits}f} ± {deviation:.{digits}f}"
+
+
+def verdict(rows: Sequence[Row], target: float) -> str:
+    """What the bars ask for, at one target."""
+    of = {name: [row for row in rows if row.method == name and row.target in (target, 1.0)] for name in {
+        row.method for row in rows}}  # fmt: skip
+    ours, dense = (statistics.mean(row.accuracy for row in of[name]) for name in (OURS, "dense"))
+    line = f"At {target:g}: ours {ours - dense:+.2f} points against the dense network"
+    peers = {name: statistics.mean(row.accuracy for row in of[name]) for name in of if name.startswith(PEER)}
+    if peers:
+        best = max(peers, key=lambda name: peers[name])
+        line += f", {ours - peers[best]:+.2f} against Torch-Pruning's best ({best.removeprefix(f'{PEER}: ')})"
+    worst = max(row.share / target for row in of[OURS])
+    least = min(row.share / target for row in of[OURS])
+    few = min(row.narrowest for row in of[OURS])
+    return (
+        f"{line}; FLOPs between {100 * (least - 1):.2f} % and {100 * (worst - 1):.2f} % of the target off it, "
+        f"never fewer than {few[0]} channels in a layer."
+    )
+
+
+def section(rows: Sequence[Row], seconds: float, epochs: int) -> str:
+    """The page's part, as markdown."""
+    seeds = sorted({row.seed for row in rows})
+    dense = [row for row in rows if row.method == "dense"]
+    lines = [
+        "## Accuracy at a share of the FLOPs",
+        "",
+        "Printed by `python tests/benchmarks/bench_pruning.py`. scikit-learn's digits (half of the 1797 images to "
+        "train on, half to test on, another split for each seed), a ResNet of 8 layers (77,754 parameters), batches of "
+        f"64, {epochs} epochs of Adam along a cosine for the dense network and again for every method; seeds "
+        f"{', '.join(map(str, seeds))}, mean ± standard deviation. FLOPs are counted by `torch.utils.flop_counter` in "
+        "the network that came out. Trainable gates are `gates.fit` with its defaults, which were chosen on this task "
+        "with the seeds 100 to 106; the criteria of Torch-Pruning are its own defaults, and its best is the one that "
+        "is best on the test images.",
+        "",
+        f"The dense network: {spread([row.accuracy for row in dense], 2)} %, loss "
+        f"{spread([row.loss for row in dense], 4)}.",
+        "",
+        "| target | method | accuracy, % | loss | share of FLOPs | narrowest layer |",
+        "|---|---|---|---|---|---|",
+    ]
+    targets = sorted({row.target for row in rows} - {1.0}, reverse=True)
+    for target in targets:
+        here = [row for row in rows if row.target == target]
+        for name in dict.fromkeys(row.method for row in here):
+            mine = [row for row in here if row.method == name]
+            shares = [row.share for row in mine]
+            few = min((row.narrowest for row in mine), key=lambda pair: pair[1])
+            lines.append(
+                f"| {target:g} | {name} | {spread([row.accuracy for row in mine], 2)} | "
+                f"{spread([row.loss for row in mine], 4)} | {min(shares):.4f} to {max(shares):.4f} | "
+                f"{few[0]} channels, {100 * few[1]:.0f} % |"
+            )
+    lines += ["", *(f"- {verdict(rows, target)}" for target in targets), ""]
+    lines.append(f"torch {torch.__version__}, {torch.get_num_threads()} thread, {seconds / 60:.0f} minutes.")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the section; with --out also puts it into a page, in place of the one that is there."""
+    parser = ArgumentParser("bench_pruning.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one run each")
+    parser.add_argument("--targets", type=float, nargs="+", default=list(TARGETS), help="shares of the FLOPs")
+    parser.add_argument("--epochs", type=int, default=18, help="of the dense training, and again after it")
+    parser.add_argument("--out", type=Path, help="the page, as docs/benchmarks-gates.md")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    start, rows = time.perf_counter(), []
+    with suppress(KeyboardInterrupt):  # ends with the seeds that are done
+        for seed in options.seeds:
+            rows += measure(seed, options.targets, options.epochs)
+    if not rows:
+        sys.exit(130)
+    text = section(rows, time.perf_counter() - start, options.epochs)
+    print(text)
+    if options.out is not None:
+        page = options.out.read_text(encoding="utf-8") if options.out.is_file() else ""
+        before, *rest = page.split(MARKER)
+        after = rest[1] if len(rest) > 1 else ""
+        options.out.write_text(f"{before.rstrip()}\n\n{MARKER}\n{text}\n{MARKER}\n{after}".lstrip(), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
