@@ -18,7 +18,14 @@ from . import (
 )
 from ._checks import debug
 from ._ops import build_info
-from .errors import Error, InfeasibleError, SolverError, SolverTimeout, UnsupportedOperationError
+from .errors import (
+    DegenerateModelError,
+    Error,
+    InfeasibleError,
+    SolverError,
+    SolverTimeout,
+    UnsupportedOperationError,
+)
 from .estimators import (
     Entmax15,
     GappedStraightThrough,
@@ -72,6 +79,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Blackbox",
+    "DegenerateModelError",
     "Entmax15",
     "Error",
     "GappedStraightThrough",
