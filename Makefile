@@ -7,7 +7,8 @@
 #   make sanitize   the kernels' tests under AddressSanitizer and UBSan
 #   make docs       the documentation site, into site/: no warning, no broken link, in Chromium where there is one
 #   make pictures   the pictures of the documentation, into docs/images/
-#   make bench      speed and memory against the peers, into docs/benchmarks*.md
+#   make bench      speed and memory against the peers, into docs/benchmarks*.md and docs/benchmarks/*.json
+#   make bench-pages  those pages and their plots from the JSON, without measuring anything
 #   make dist       source archive and wheel into dist/, checked
 #   make smoke      both of dist/ in environments of their own; ARGS="--torch 2.12.1" for another torch
 #   make sbom       what the wheel of dist/ bundles, into docs/bundled.md
@@ -21,7 +22,7 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 # here a failed compile is an error, not a fallback
 export DIFFLAYERS_REQUIRE_KERNELS := 1
 
-.PHONY: demo examples interrupt test lint sanitize docs pictures bench dist smoke sbom clean
+.PHONY: demo examples interrupt test lint sanitize docs pictures bench bench-pages dist smoke sbom clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/rank_digits.py $(ARGS)
@@ -42,6 +43,9 @@ bench: $(VENV)/peers
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_choosing.py --out docs/benchmarks-choosing.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_optimising.py --out docs/benchmarks-optimising.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_fitting.py --out docs/benchmarks-fitting.md $(ARGS)
+
+bench-pages: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/pages.py $(ARGS)
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from digit_images import Images, load_digits, split
+from digit_images import Images, load_digits
 from torch import Tensor
 
 __all__ = ["Batches", "Images", "load_images", "parts"]
@@ -41,12 +41,16 @@ def load_images(folder: Path | None) -> Images:
     return Images(digits.pixels[:, None], digits.numbers)
 
 
-def parts(images: Images, seed: int) -> tuple[Images, Images]:
-    """Four fifths to train on and a fifth to test on, with the mean 0 and the deviation 1 of the former."""
-    training, *rest = split(images, seed)  # nothing is tuned, so no validation part is needed
-    test = Images(*map(torch.cat, zip(*rest, strict=True)))
+def parts(images: Images, seed: int, share: float = 0.8) -> tuple[Images, Images]:
+    """A share of the images to train on, the others to test on; with the mean 0 and the deviation 1 of the former."""
+    order = torch.randperm(len(images.numbers), generator=torch.Generator().manual_seed(seed))
+    chosen = order.tensor_split((round(share * len(order)),))
+    training, test = (Images(images.pixels[part], images.numbers[part]) for part in chosen)
     mean, deviation = training.pixels.mean((0, 2, 3), True), training.pixels.std((0, 2, 3), keepdim=True)
-    return tuple(Images((part.pixels - mean) / deviation, part.numbers) for part in (training, test))  # pyright: ignore[reportReturnType]
+    return (
+        Images((training.pixels - mean) / deviation, training.numbers),
+        Images((test.pixels - mean) / deviation, test.numbers),
+    )
 
 
 class Batches:

@@ -53,8 +53,8 @@ class Parser(ArgumentParser):
 
     def options(self, argv: Sequence[str] | None) -> Namespace:
         """What was given, with --quick where it was not, and the defaults elsewhere."""
-        values = {name: " ".join(value) if isinstance(value, list) else value for name, value in self.quick.items()}
-        settings = " ".join(f"--{name} {value}" for name, value in values.items())
+        values = {name: value if isinstance(value, list) else [value] for name, value in self.quick.items()}
+        settings = " ".join(f"--{name} {' '.join(map(str, several))}" for name, several in values.items())
         self.add_argument("--seed", type=int, default=0, help=self.seed)
         self.add_argument("--quick", action="store_true", help=f"{self.takes}: {settings} where not given")
         if self.parse_args(argv).quick:
@@ -65,10 +65,11 @@ class Parser(ArgumentParser):
         return options
 
 
-def run(script: str, work: Callable[[Namespace], Path], options: Namespace) -> int:
+def run(script: str, work: Callable[[Namespace], Path], options: Namespace, *errors: type[Exception]) -> int:
     """Does the work of an example, which returns the path of its picture, and returns the exit status.
 
-    That is 0, that of `Failed`, 2 after an error of the data, the files or the solvers, and 130 after Ctrl-C.
+    That is 0, that of `Failed`, 2 after an error of the data, the files or the solvers or one of those kinds, and 130
+    after Ctrl-C.
     """
     from difflayers import Error
 
@@ -79,7 +80,7 @@ def run(script: str, work: Callable[[Namespace], Path], options: Namespace) -> i
         options.out.mkdir(parents=True, exist_ok=True)
         path = work(options)
         print(f"Wrote {path} ({time.perf_counter() - started:.0f} s).", flush=True)
-    except (Failed, OSError, Error) as error:
+    except (Failed, OSError, Error, *errors) as error:
         print(f"{Path(script).name}: {error}", file=sys.stderr)
         return error.status if isinstance(error, Failed) else 2
     except KeyboardInterrupt:

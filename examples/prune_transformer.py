@@ -17,11 +17,12 @@ import sys
 import sysconfig
 import time
 import warnings
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import command
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -30,7 +31,7 @@ from difflayers import gates
 
 try:
     from matplotlib.figure import Figure  # without pyplot: it draws with Agg and needs no display
-    from pruning_methods import Schedule, l1_scores, parameters
+    from pruning_methods import Schedule, parameters
     from tqdm import tqdm
 except ImportError as error:
     sys.exit(f"prune_transformer.py: {error}; run: pip install 'difflayers[examples]'")
@@ -116,8 +117,8 @@ def load_text(folder: Path | None, size: int) -> Text:
         if len(text) > 2:  # whole files: those held out are a tenth of the text
             (held_out if 9 * len(held_out) < len(training) else training).extend(text)
     if min(len(training), len(held_out)) < LEAST:
-        raise OSError(f"{place} must have Python files with at least {LEAST} bytes of documentation strings to train on "
-                      f"and as many to hold out, got {len(training)} and {len(held_out)}")  # fmt: skip
+        raise OSError(f"{place} must have Python files with at least {LEAST} bytes of documentation strings to train "
+                      f"on and as many to hold out, got {len(training)} and {len(held_out)}")  # fmt: skip
     return Text(*(torch.frombuffer(part, dtype=torch.uint8) for part in (training, held_out)))
 
 
@@ -144,7 +145,8 @@ def loss_of(model: nn.Module, pieces: Tensor) -> Tensor:
 
 @torch.no_grad()
 def bits(model: nn.Module, text: Tensor, length: int, pieces: int) -> float:
-    """Bits per byte on pieces of text that are spread evenly."""
+    """Bits per byte on pieces of text that are spread evenly, at most as many as there are without overlap."""
+    pieces = max(1, min(pieces, len(text) // length))
     model.eval()
     starts = torch.linspace(0, len(text) - length - 1, pieces).long()
     batches = text[starts[:, None] + torch.arange(length + 1)].long().split(64)
@@ -246,10 +248,14 @@ def draw(curves: dict[str, Curve], groups: dict[str, dict[str, tuple[int, int]]]
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("prune_transformer.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(
+        __file__,
+        __doc__,
+        seed="of the weights and the batches",
+        quick={"steps": 30, "finetune": 20, "blocks": 2, "width": 48, "heads": 4, "bytes": 100_000},
+    )
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of Python files to use in place of the standard library")
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--target", type=float, default=0.5, help="share of the FLOPs that is left")
     add("--steps", type=int, default=500, help="of the dense model's training")
     add("--finetune", type=int, default=300, help="steps with gates; and after pruning by magnitude")
@@ -260,12 +266,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--blocks", type=int, default=3, help="how many")
     add("--lr", type=float, default=3e-3, help="learning rate of Adam; a third of it after the dense training")
     add("--bytes", type=int, default=1_000_000, help="of text, at most")
-    add("--seed", type=int, default=0, help="of the weights and the batches")
-    add("--quick", action="store_true", help="a few seconds: --steps 30 --finetune 20 --blocks 2 --width 48 --heads 4 "
-        "--bytes 100000 where not given")  # fmt: skip
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(steps=30, finetune=20, blocks=2, width=48, heads=4, bytes=100_000)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     whole = (options.steps, options.finetune, options.batch, options.width, options.heads, options.blocks)
     if min(whole) < 1 or options.width % options.heads or not 0 < options.lr < math.inf:
         parser.error("--steps, --finetune, --batch, --width, --heads, --blocks and --lr must be positive, and --width "
@@ -274,15 +275,13 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         parser.error("--length must be in [2, 1000]")
     if not 0 < options.target <= 1:
         parser.error("--target must be in (0, 1]")
-    if options.bytes < 50_000 or options.seed < 0:
-        parser.error("--bytes must be at least 50000, and --seed not negative")
+    if options.bytes < 50_000:
+        parser.error("--bytes must be at least 50000")
     return options
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Trains, prunes, prints the table, draws the picture."""
-    started = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
     text = load_text(options.data, options.bytes)
     torch.manual_seed(options.seed)
     dense = Transformer(options.length, options.width, options.heads, options.blocks)
@@ -322,7 +321,7 @@ def run(options: Namespace) -> None:
     shown = gates.report(gated, models["trainable gates"], measure=False)
 
     by_norm = gates.attach(copy.deepcopy(dense), example)
-    gates.project(by_norm, options.target, scores=l1_scores(by_norm))
+    gates.project(by_norm, options.target, scores=gates.importance_by_magnitude(by_norm))
     models["L1 magnitude"] = small = gates.prune(by_norm)
     costs["L1 magnitude"], groups["L1 magnitude"] = float(by_norm.cost().detach()), kept(by_norm)
     curves["L1 magnitude"] = Curve(text, options, "L1 magnitude", options.finetune, options.steps)
@@ -338,20 +337,13 @@ def run(options: Namespace) -> None:
     print(f"\nWhat the gates keep ({fitted.status}):\n{shown}\n")
     path = options.out / "prune_transformer.png"
     draw(curves, groups, path)
-    print(f"Wrote {path} ({time.perf_counter() - started:.0f} s).")
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except (OSError, ValueError) as error:
-        print(f"prune_transformer.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options, ValueError)
 
 
 if __name__ == "__main__":

@@ -115,7 +115,7 @@ class Task(NamedTuple):
 
 
 def by_gates(dense: nn.Module, target: float, task: Task, **settings: Any) -> nn.Module:
-    """Trainable gates: network and gates are trained together."""
+    """Trainable gates: network and gates are trained together, then what the gates leave."""
     gated = gates.attach(copy.deepcopy(dense), task.example)
     steps = task.epochs * len(task.batches)
     schedule = Schedule(gated.model, task.rate, steps)
@@ -136,22 +136,10 @@ def by_gates(dense: nn.Module, target: float, task: Task, **settings: Any) -> nn
     return gates.prune(gated)
 
 
-def l1_scores(gated: gates.Gated) -> dict[str, Tensor]:
-    """The L1 norm of all weights that make a channel, by group: the usual guess of how much it matters."""
-    parameters = dict(gated.model.named_parameters())
-    scores = {name: torch.zeros(group.size, dtype=torch.float64) for name, group in gated.groups.items()}
-    for name, group in gated.groups.items():
-        for (parameter, dim), units in group.units.items():
-            if dim == 0 and parameter in parameters and parameters[parameter].dim() > 1:
-                norms = parameters[parameter].detach().abs().double().flatten(1).sum(1)
-                scores[name].index_add_(0, units[units >= 0], norms[units >= 0])
-    return scores
-
-
 def by_l1(dense: nn.Module, target: float, task: Task) -> nn.Module:
-    """The same surgery by L1 norms, then training."""
+    """The same surgery by the L1 norms of the weights that make a channel, then training."""
     gated = gates.attach(copy.deepcopy(dense), task.example)
-    gates.project(gated, target, scores=l1_scores(gated))
+    gates.project(gated, target, scores=gates.importance_by_magnitude(gated))
     small = gates.prune(gated)
     train(small, task.batches, task.epochs, task.rate, task.bar)
     return small
@@ -168,10 +156,8 @@ def torch_pruning_criteria() -> dict[str, Callable[[], Any]]:
     return {
         "L1, uniform": lambda: importance.MagnitudeImportance(p=1),
         "L2, uniform": lambda: importance.MagnitudeImportance(p=2),
-        "Taylor, uniform": lambda: importance.TaylorImportance(),
         "L1, global": lambda: importance.MagnitudeImportance(p=1),
         "L2, global": lambda: importance.MagnitudeImportance(p=2),
-        "LAMP, global": lambda: importance.LAMPImportance(),
         "BN scale, global": lambda: importance.BNScaleImportance(),
         "Taylor, global": lambda: importance.TaylorImportance(),
     }

@@ -135,7 +135,10 @@ def surco(oracle: dl.oracles.Oracle, instance: Instance, options: Namespace) -> 
     """SurCo of this library, from the route of least expected time."""
     generator = torch.Generator().manual_seed(options.seed)
     search = SurCo(oracle, starts=options.starts)
-    return search.solve(instance.late, costs=instance.mean, oracle_calls=options.calls, generator=generator).solution
+    found = search.solve(instance.late, costs=instance.mean, oracle_calls=options.calls, generator=generator)
+    if found.status == "interrupted":  # it returns its best; here Ctrl-C ends the whole comparison
+        raise KeyboardInterrupt
+    return found.solution
 
 
 METHODS: dict[str, Callable[[dl.oracles.Oracle, Instance, Namespace], Tensor]] = {

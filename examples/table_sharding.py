@@ -234,9 +234,10 @@ def surco(
         noise=0.15,
         polish=LocalSearch(neighborhood(tables)) if polish else None,
     )
-    return search.solve(
-        tables.latency, start=start, evaluations=evaluations, oracle_calls=calls, generator=generator
-    ).solution
+    found = search.solve(tables.latency, start=start, evaluations=evaluations, oracle_calls=calls, generator=generator)
+    if found.status == "interrupted":  # it returns its best; here Ctrl-C ends the whole comparison
+        raise KeyboardInterrupt
+    return found.solution
 
 
 METHODS = ("greedy", "greedy + local search", "local search by slope", "SurCo without it", "SurCo")

@@ -12,7 +12,7 @@ from .project import Projection, project
 from .prune import PruningError, prune
 from .removed import RemovedBranch
 from .report import Report, report
-from .selection import area_loss, importance_by_masking
+from .selection import area_loss, importance_by_magnitude, importance_by_masking
 
 __all__ = [
     "BernoulliGate",
@@ -33,6 +33,7 @@ __all__ = [
     "area_loss",
     "attach",
     "fit",
+    "importance_by_magnitude",
     "importance_by_masking",
     "measure_latency",
     "plan",

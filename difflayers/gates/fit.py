@@ -16,6 +16,7 @@ from .budget import BudgetLoss
 from .cost import checked
 from .latency import Table, measure_latency
 from .project import Projection, floor_counts, project
+from .selection import importance_by_magnitude
 
 __all__ = ["FitRecord", "FitResult", "fit", "recalibrate_batch_norm"]
 
@@ -68,18 +69,21 @@ def fit(
     learning_rate: float = 1e-3,
     gate_learning_rate: float = 1e-2,
     budget_weight: float = 4.0,
-    freeze_at: float = 0.6,
+    freeze_at: float = 0.3,
     floors: int | float | Mapping[str, int] | None = None,
     round_to: int | Mapping[str, int] = 1,
+    ordered: bool = True,
     recalibrate: bool = True,
     callback: Callable[[FitRecord], None] | None = None,
     progress: bool = True,
 ) -> FitResult:
     """Trains a model and its gates together, makes the budget exact, and trains what is left.
 
-    Until `freeze_at`, the loss is that of the task and of `BudgetLoss` with the gradual schedule; no group falls below
-    its floor. Then the gates are projected to the budget and frozen; the rest of the training goes to what they leave,
-    and in the end batch norms estimate their statistics anew. `difflayers.gates.prune(gated)` makes the result small.
+    Gates that nobody has set start in the order of `importance_by_magnitude`: the steps in which they move correct a
+    guess. Until `freeze_at`, the loss is that of the task and of `BudgetLoss` with the gradual schedule; no group falls
+    below its floor. Then the gates are projected to the budget and frozen; the rest of the training goes to what they
+    leave, and in the end batch norms estimate their statistics anew. `difflayers.gates.prune(gated)` makes the result
+    small.
 
     Args:
         gated: of `difflayers.gates.attach`; trained in place.
@@ -93,6 +97,7 @@ def fit(
         learning_rate, gate_learning_rate: positive.
         budget_weight: of `BudgetLoss`.
         freeze_at: the part of the steps after which the gates are frozen, in [0, 1]; 0: before the first.
+        ordered: spreads the weights of a group's gates, where all are equal, by the rank of their magnitude.
         recalibrate: estimates the batch norms' statistics anew in the end.
         callback: called with the record of each step; schedulers step here.
         progress: shows a tqdm bar.
@@ -131,6 +136,7 @@ def fit(
     total = _total(name, data, epochs, steps)
     freeze_at = _checks.number(name, "freeze_at", freeze_at, minimum=0, maximum=1)
     _checks.boolean(name, "recalibrate", recalibrate)
+    _checks.boolean(name, "ordered", ordered)
     rate = _checks.number(name, "learning_rate", learning_rate, above=0)
     gate_rate = _checks.number(name, "gate_learning_rate", gate_learning_rate, above=0)
     frozen_from = round(freeze_at * total)
@@ -149,6 +155,7 @@ def fit(
     started, found, status = time.monotonic(), None, "done"
     gated.unfreeze()
     gated.train()
+    fresh = _spread(gated) if ordered else {}
     try:
         for step, batch in enumerate(_batches(name, data, total)):
             if step == frozen_from and found is None:
@@ -180,6 +187,11 @@ def fit(
                 bar.update()
     except KeyboardInterrupt:
         status = "interrupted"
+    except Exception:
+        if not history:  # nothing is learnt: the gates are again as they were
+            for group, weight in fresh.items():
+                gated.gates[group].weight.data.copy_(weight)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+        raise
     finally:
         if bar is not None:
             bar.close()
@@ -288,6 +300,20 @@ def _optimizers(
     if rest:
         result.append(torch.optim.Adam(rest, lr=gate_rate))  # pyright: ignore[reportArgumentType]
     return result
+
+
+@torch.no_grad()
+def _spread(gated: Gated) -> dict[str, Tensor]:
+    """Spreads gates of one and the same weight w over w (1 -+ 0.8), the larger the magnitude of what they gate; returns
+    what they were."""
+    fresh = {}
+    for name, score in importance_by_magnitude(gated).items():
+        weight: Tensor = gated.gates[name].weight  # pyright: ignore[reportAssignmentType]
+        if bool((weight == weight[0]).all()):
+            fresh[name] = weight.clone()
+            rank = score.argsort(stable=True).argsort().to(weight)
+            weight.add_(0.8 * weight.abs() * ((2 * rank + 1) / len(weight) - 1))
+    return fresh
 
 
 @torch.no_grad()

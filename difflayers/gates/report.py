@@ -190,5 +190,5 @@ def _wait(device: torch.device) -> None:
 def _short(value: float) -> str:
     for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if value >= 10 * size:
-            return f"{value / size:.3g}{unit}"
+            return f"{value / size:.4g}{unit}"
     return f"{value:.0f}"

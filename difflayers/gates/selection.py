@@ -1,4 +1,4 @@
-"""Which channels matter: measured, not read off the gates."""
+"""Which channels matter: measured, or guessed from their weights; not read off the gates."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .. import _checks
 from .attach import Gated
 from .cost import checked
 
-__all__ = ["area_loss", "importance_by_masking"]
+__all__ = ["area_loss", "importance_by_magnitude", "importance_by_masking"]
 
 
 def importance_by_masking(
@@ -99,6 +99,56 @@ def importance_by_masking(
         gated.frozen = frozen
         for module, training in modes.items():
             module.training = training
+    return scores
+
+
+@torch.no_grad()
+def importance_by_magnitude(gated: Gated, *, norm: float = 1.0) -> dict[str, Tensor]:
+    r"""How large the weights are that make each channel: the usual first guess, without data.
+
+    $$s_u = \left( \sum_{w \to u} |w|^p \right)^{1/p}$$
+
+    over the weights of the linear layers, convolutions, embeddings, ... of which unit u is an output; a unit of a
+    residual stream has several such layers, a head all its rows of q, k and v. Scales, biases and the weights that
+    read the unit do not count.
+
+    Args:
+        gated: of `difflayers.gates.attach`.
+        norm: p, positive: 1 for the L1 norm, 2 for the L2 norm.
+
+    Returns:
+        `[size]` by group, float64: `scores` for `difflayers.gates.project`. Zeros where no such weights make a group.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or out of range.
+
+    Cost, transforms:
+        A pass over the weights. No gradient.
+
+    References:
+        Li, Kadav, Durdanovic, Samet, Graf, "Pruning Filters for Efficient ConvNets", ICLR 2017, arXiv 1608.08710.
+
+    Example:
+        >>> import torch, difflayers as dl
+        >>> net = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.ReLU(), torch.nn.Linear(3, 1))
+        >>> _ = net[0].weight.data.copy_(torch.tensor([[1.0, -1.0], [0.0, 3.0], [-0.5, 0.0]]))
+        >>> dl.gates.importance_by_magnitude(dl.gates.attach(net, torch.randn(1, 2)))
+        {'0': tensor([2.0000, 3.0000, 0.5000], dtype=torch.float64)}
+    """
+    name = "difflayers.gates.importance_by_magnitude"
+    gated = checked(name, gated)
+    norm = _checks.number(name, "norm", norm, above=0)
+    parameters = dict(gated.model.named_parameters(remove_duplicate=False))
+    scores = {}
+    for group, value in gated.groups.items():
+        total = torch.zeros(value.size, dtype=torch.float64)
+        for (parameter, dim), units in value.units.items():
+            weight = parameters.get(parameter)
+            if weight is None or weight.dim() < 2 or (parameter, dim) in value.consumers:
+                continue  # a buffer, a bias or scale, or weights that read the units
+            made = weight.abs().double().pow(norm).movedim(dim, 0).flatten(1).sum(1).cpu()
+            total.index_add_(0, units[units >= 0].cpu(), made[units.cpu() >= 0])
+        scores[group] = total.pow(1 / norm)
     return scores
 
 

@@ -55,8 +55,8 @@ def test_strong_targets_keep_every_layer_and_the_task(target):
     assert result.projection.met
     shares = [record.share for record in result.history if not record.frozen]
     assert shares[0] == 1.0
-    assert shares[-1] < target + 0.15
-    assert sum(record.frozen for record in result.history) == 64
+    assert shares[-1] < target + 0.25  # in 48 steps a gate cannot move by more than 0.48
+    assert sum(record.frozen for record in result.history) == 112
     sizes = {name: int(mask.sum()) for name, mask in gated.opened().items()}
     assert min(sizes.values()) >= 2
     small = gates.prune(gated)
@@ -167,3 +167,28 @@ def test_the_bar(capsys):
     gated = gated_chain(4, 8, 2)
     gates.fit(gated, lambda m, b: m(b).square().mean(), [torch.randn(2, 4)], target=0.5, steps=3)
     assert "gates:" in capsys.readouterr().err
+
+
+def test_fresh_gates_start_in_the_order_of_magnitude():
+    """Between 0.2 and 1.8 times where they were; gates that somebody has set stay as they are."""
+    torch.manual_seed(0)
+    settings = {"target": 0.5, "steps": 1, "freeze_at": 1.0, "gate_learning_rate": 1e-9, "progress": False}
+
+    def fitted(**more):
+        seen = []
+        gated = gated_chain(4, 8, 6, 2)
+        gated.gates["2"].weight.data[2] = 0.75
+
+        def loss(model, batch):
+            seen.append({name: gate.weight.detach().clone() for name, gate in model.gates.items()})
+            return model(batch).square().mean()
+
+        magnitude = gates.importance_by_magnitude(gated)["0"]
+        gates.fit(gated, loss, [torch.randn(8, 4)], recalibrate=False, **settings, **more)
+        return magnitude, seen[0]
+
+    magnitude, weights = fitted()
+    assert weights["0"].argsort().tolist() == magnitude.argsort().tolist()
+    torch.testing.assert_close(weights["0"].sort().values, 0.5 + 0.4 * (2 * torch.arange(8) - 7) / 8)
+    assert weights["2"].tolist() == [0.5, 0.5, 0.75, 0.5, 0.5, 0.5]
+    assert fitted(ordered=False)[1]["0"].tolist() == [0.5] * 8

@@ -47,6 +47,28 @@ def test_importance_is_what_cutting_the_unit_out_does():
     assert bool(kept.all()) or scores["0"][kept].min() >= scores["0"][~kept].max()
 
 
+@pytest.mark.parametrize("norm", [1.0, 2.0])
+def test_magnitude_is_that_of_the_weights_that_make_a_unit(norm):
+    """Of a stream those of all its layers, of a head all its rows; of a transposed convolution those of its dim 1."""
+    torch.manual_seed(0)
+    net = resnet(4, 6)
+    gated = gates.attach(net, torch.randn(1, 1, 8, 8))
+    scores = gates.importance_by_magnitude(gated, norm=norm)
+    weights = {name: p.detach().double() for name, p in net.named_parameters() if p.dim() == 4}
+    assert scores.keys() == gated.groups.keys()
+    for group, score in scores.items():
+        made = [weights[name] for (name, dim) in gated.groups[group].units if dim == 0 and name in weights]
+        assert made
+        wanted = torch.cat([weight.flatten(1) for weight in made], 1).norm(norm, dim=1)
+        torch.testing.assert_close(score, wanted)
+        assert not score.requires_grad
+    back = nn.Sequential(nn.ConvTranspose2d(2, 5, 3), nn.ReLU(), nn.Conv2d(5, 1, 3))
+    found = gates.importance_by_magnitude(gates.attach(back, torch.randn(1, 2, 4, 4)), norm=norm)["0"]
+    torch.testing.assert_close(found, back[0].weight.detach().double().movedim(1, 0).flatten(1).norm(norm, dim=1))
+    with pytest.raises(ValueError, match="'norm' must be"):
+        gates.importance_by_magnitude(gated, norm=0)
+
+
 def test_chunks_take_fewer_calls():
     gated = gated_chain(3, 8, 6, 2)
     calls = []
