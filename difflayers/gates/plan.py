@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ._branches import closed_parts
 from .attach import Gated
 from .cost import checked
-from .prune import PruningError, _cut, _kept, prune
+from .prune import PruningError, cut, prune, staying
 from .removed import GIVES, Part, take_out
 
 __all__ = ["PrunePlan", "plan"]
@@ -70,8 +70,9 @@ class PrunePlan(NamedTuple):
             if key not in tensors or tuple(tensors[key].shape) != shape:
                 came = f"shape {tuple(tensors[key].shape)}" if key in tensors else "none of this name"
                 raise ValueError(f"{name}: argument 'model' must have '{key}' of shape {shape}, got {came}")
-        small = copy.deepcopy(model)
-        _cut(small, {key: {dim: torch.tensor(at) for dim, at in dims.items()} for key, dims in self.kept.items()})
+        small = cut(
+            model, {key: {dim: torch.tensor(at) for dim, at in dims.items()} for key, dims in self.kept.items()}
+        )
         take_out(small, self.removed)
         for path, attribute, value in self.sizes:
             setattr(small.get_submodule(path), attribute, value)
@@ -239,7 +240,7 @@ def plan(gated: Gated, *, weights: bool = True) -> PrunePlan:
     gated = checked("difflayers.gates.plan", gated)
     small = prune(gated)
     opened = {name: mask.cpu() for name, mask in gated.opened().items()}
-    kept = _kept(gated, opened)
+    kept = staying(gated, opened)
     tensors: dict[str, Tensor] = dict(gated.model.named_parameters(remove_duplicate=False))
     tensors |= dict(gated.model.named_buffers(remove_duplicate=False))
     result = PrunePlan(
