@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from .. import _checks
 from ..errors import UnsupportedOperationError
-from ._analysis import Analysis, Group, Term, analyse
+from ._analysis import Analysis, Group, Term, analysed
 from ._recurrent import flat_weights
 from ._statistics import norms_of
 from .gate import Gate, TrainableGate
@@ -225,13 +225,13 @@ def attach(
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     kwargs = dict(example_kwargs or {})
     options = {"allow_inexact": inexact == "allow", "branches": branches == "gate"}
-    analysis = analyse(model, args, kwargs, skip_unknown=unknown == "skip", **options)
+    analysis, trace = analysed(model, args, kwargs, skip_unknown=unknown == "skip", **options)
     _some(name, analysis)
     example = copy.deepcopy((args, kwargs))
     gated = Gated(model, analysis, gate, example)
     from ._trial import dense, stuck, stuck_branches  # which imports this module
 
-    fixed = stuck(gated)
+    fixed = stuck(gated, trace)
     whole = stuck_branches(gated, fixed)
     analysis = analysis._replace(groups=list(gated.groups.values()))
     if not fixed and not whole:
