@@ -8,7 +8,11 @@ Under `torch.inference_mode` an operator reaches a dispatch mode as it was calle
 from __future__ import annotations
 
 import copy
+import logging
 import operator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -66,43 +70,72 @@ def first_names(model: nn.Module) -> dict[int, str]:
     return names
 
 
-def recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded:
-    """The graph of a run of a copy of the model whose tensors have no data."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # takes long to import
+Bare = Callable[[Tensor, Any], Any]  # a tensor without data in place of a tensor, of this shape
 
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = _Recorder()
-    names: dict[str, str] = {}
-    memo: dict[int, Any] = {}
-    tensors = [*model.parameters(), *model.buffers()]
-    known = first_names(model)
-    with fake:
-        for tensor in tensors:
-            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-            memo[id(tensor)] = empty
-            names[recorder.placeholder(empty, known[id(tensor)]).name] = known[id(tensor)]
 
-    def input_of(value: Any) -> Any:
+def bared(model: nn.Module, bare: Bare) -> nn.Module:
+    """A copy of a model whose tensors have no data."""
+    return copy.deepcopy(model, {id(t): bare(t, t.shape) for t in (*model.parameters(), *model.buffers())})
+
+
+def recorded(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    copied: Callable[[nn.Module, Bare], nn.Module] = bared,
+) -> Recorded:
+    """The graph of a run of a copy of the model that `copied` makes."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # takes long to import
+
+    fake, recorder = FakeTensorMode(allow_non_fake_inputs=True), _Recorder()
+
+    def bare(tensor: Tensor, shape: Any) -> Any:
+        kind: Any = {"dtype": tensor.dtype, "device": "meta"}
+        if tuple(shape) == tensor.shape:
+            empty = torch.empty_strided(shape, tensor.stride(), **kind)
+        else:
+            empty = torch.empty(shape, **kind)
+        result: Any = FakeTensor(fake, empty, tensor.device)  # what the mode makes as well, by a long way
+        if isinstance(tensor, nn.Parameter):
+            result._is_param = True
+        return result
+
+    def given(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        empty = fake.from_tensor(value, static_shapes=True)
-        recorder.placeholder(empty, "input")
-        return empty
+        value = fake.from_tensor(value, static_shapes=True)
+        recorder.placeholder(value, "input")
+        return value
 
-    args, kwargs = tree_map(input_of, (args, kwargs))
-    bare = copy.deepcopy(model, memo)  # parameters and buffers are found in the memo
-    for path, module in bare.named_modules():
+    model = copied(model, bare)
+    tensors = [*model.parameters(), *model.buffers()]
+    known = first_names(model)
+    names = {recorder.placeholder(tensor, known[id(tensor)]).name: known[id(tensor)] for tensor in tensors}
+    args, kwargs = tree_map(given, (args, kwargs))
+    for path, module in model.named_modules():
         module.register_forward_pre_hook(lambda m, _, path=path: recorder.enter(path, m))
         module.register_forward_hook(lambda *_: recorder.leave(), always_call=True)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer is one operator, which says nothing
-    try:
-        with torch.inference_mode(), fake, recorder:
-            result = bare(*args, **kwargs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with _quietly(), torch.inference_mode(), fake, recorder:
+        result = model(*args, **kwargs)
     recorder.output(result)
     return Recorded(recorder.graph, names)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Nothing is printed of what goes wrong, and torch's fused encoder layer, an operator that says nothing, is not
+    used."""
+    log, fast = logging.getLogger("torch._subclasses.fake_tensor"), torch.backends.mha.get_fastpath_enabled()
+    before = log.disabled
+    log.disabled = True
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 class _Recorder(TorchDispatchMode):
@@ -182,10 +215,7 @@ class _Recorder(TorchDispatchMode):
 
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded:
     """The graph of `torch.export`."""
-    import warnings
-
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quietly(), torch.no_grad():
         program = torch.export.export(model, args, kwargs, strict=False)
     signature = program.graph_signature
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))

@@ -56,21 +56,24 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
         return Parameters(tuple((name, source.expand(shape)) for p in params for name, source in p.sources))
     if len(acts) == 1 and not params:
         return acts[0]
-    result = torch.tensor(NONE).expand(shape)
-    for act in acts:
-        labels = act.atoms.expand(shape)  # what always exists, or says nothing, ties nothing here
+    pieces = compact(*[act.atoms.expand(shape) for act in acts])
+    result = torch.tensor(NONE).expand(pieces[0].shape)
+    for labels in pieces:  # what always exists, or says nothing, ties nothing here
         run.atoms.tie(torch.where(labels == ALWAYS, NONE, labels), torch.where(result == ALWAYS, NONE, result))
         result = _merged(result, labels)
     over = varying(result)
-    for act in acts:
+    for act, labels in zip(acts, pieces, strict=True):
         # present everywhere, and of more than one number along the labels: those cannot be taken from it
         padded = (1,) * (len(shape) - len(act.shape)) + tuple(act.shape)
         if any(padded[d] > 1 for d in over):
-            whole = act.atoms.expand(shape) == ALWAYS
+            whole = labels == ALWAYS
             run.atoms.keep(torch.where(whole, result, NONE))
             result = (
-                result.new_tensor(ALWAYS).expand(shape) if bool(whole.all()) else torch.where(whole, ALWAYS, result)
+                result.new_tensor(ALWAYS).expand(pieces[0].shape)
+                if bool(whole.all())
+                else torch.where(whole, ALWAYS, result)
             )
+    result = result.expand(shape)
     for param in params:
         expanded = Parameters(tuple((name, source.expand(shape)) for name, source in param.sources))
         run.tie_parameter(result, expanded)
@@ -248,18 +251,22 @@ def _atoms_along(run: Propagation, name: str, source: Tensor, at: int, dim: int 
 def biased(run: Propagation, result: Any, bias: Any, dim: int) -> Any:
     """The result with a bias along a dimension."""
     if isinstance(bias, Parameters):
-        name, source = bias.sources[0]
-        (labels,) = compact(result.atoms) if isinstance(result, Labels) else (None,)
-        if labels is not None and source is run.places[name] and source.shape == (labels.numel(),):
-            if (
-                labels.numel() > 1 and labels.shape[dim] == labels.numel()
-            ):  # most often: a whole vector, along which the labels run
-                run.atoms.tie(labels.reshape(-1), run.atoms.of_dimension[name, 0])
-                return result
+        if _whole_vector(run, result, bias, dim):  # most often
+            run.atoms.tie(compact(result.atoms)[0].reshape(-1), run.atoms.of_dimension[bias.sources[0][0], 0])
+            return result
         shape = [1] * len(result.shape)
         shape[dim] = -1
         return combined(run, [result, Parameters(tuple((n, s.reshape(shape)) for n, s in bias.sources))])
     return result
+
+
+def _whole_vector(run: Propagation, result: Any, bias: Parameters, dim: int) -> bool:
+    """Whether a parameter `[size]` meets labels that run along one dimension alone, all of it."""
+    name, source = bias.sources[0]
+    if not isinstance(result, Labels) or source is not run.places[name] or source.dim() != 1:
+        return False
+    (small,) = compact(result.atoms)
+    return len(source) > 1 and small.shape[dim] == small.numel() == len(source)
 
 
 def between(run: Propagation, node: fx.Node, first: Labels, second: Labels) -> Labels:
