@@ -1,18 +1,18 @@
-"""What of a model can be removed: export, propagation, and the groups of units that come out."""
+"""What of a model can be removed: its graph, propagation, and the groups of units that come out."""
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from ..errors import UnsupportedOperationError
 from . import _layers, _recurrent, _rules  # noqa: F401  (register their rules)
 from ._atoms import ALWAYS, NONE, compact, varying
 from ._branches import Branch, with_branches
 from ._propagate import Propagation, operator_name
+from ._record import traced
 
 __all__ = ["Analysis", "Factor", "Group", "Resize", "Term", "analyse"]
 
@@ -93,22 +93,16 @@ def analyse(
     branches: bool = False,
 ) -> Analysis:
     """The units of a model, from its graph on the example inputs; the model is not changed."""
-    program = exported(model, args, kwargs)
-    signature = program.graph_signature
-    names = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
+    graph, names = traced(model, args, kwargs)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    first: dict[int, str] = {}  # a tensor under several names goes by its first
-    for name, tensor in tensors.items():
-        first.setdefault(id(tensor), name)
-    names = {placeholder: first[id(tensors[name])] for placeholder, name in names.items() if name in tensors}
     run = Propagation(
         {name: tuple(tensors[name].shape) for name in dict.fromkeys(names.values())},
         skip_unknown=skip_unknown, allow_inexact=allow_inexact,
     )  # fmt: skip
-    run.run(program.graph, names)
+    run.run(graph, names)
     roots = _rectangular(run)
     units = _groups(run, roots)
-    modules = {node.name: module_of(node) for node in program.graph.nodes}
+    modules = {node.name: module_of(node) for node in graph.nodes}
     flops = [
         Term(2 * work.macs, tuple(_factor(roots[atoms], units) for atoms in work.factors), modules[work.node])
         for work in run.work
@@ -123,40 +117,23 @@ def analyse(
     ]
     result = Analysis(
         units.groups, flops, parameters, _resizes(run, roots, units),
-        _norms(run, program.graph, roots, units), run.unknown,
+        _norms(run, graph, roots, units), run.unknown,
     )  # fmt: skip
     if not branches:
         return result
     work = [each.node for each in run.work]
-    return with_branches(result, model, args, kwargs, graph=program.graph, names=names, work=work, trainable=trainable)
-
-
-def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.export.ExportedProgram:
-    """The model's graph, in evaluation mode; the mode is restored."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        model.eval()
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.export.export(model, args, kwargs, strict=False)
-    except Exception as error:
-        raise UnsupportedOperationError(
-            f"difflayers.gates.attach: the model cannot be traced by torch.export ({type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}); control flow that depends on values must be "
-            f"taken out of the forward, or the part that can be traced be gated by itself"
-        ) from error
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    return with_branches(result, model, args, kwargs, graph=graph, names=names, work=work, trainable=trainable)
 
 
 def _rectangular(run: Propagation) -> Tensor:
     """The roots of all atoms, after ties that make what remains of every tensor a tensor: labels run along one
     dimension of it at most, the one with the most of them."""
+    distinct = {id(labels): labels for labels, _ in run.seen}
+    several = [labels for labels in distinct.values() if sum(n > 1 for n in compact(labels)[0].shape) > 1]
     for _ in range(50):
         roots = run.atoms.roots()
         changed = False
-        for labels, _ in run.seen:
+        for labels in several:
             (small,) = compact(labels)
             resolved = torch.where(small == NONE, NONE, roots[small.clamp(min=0)])
             over = varying(resolved)
@@ -176,31 +153,38 @@ def _rectangular(run: Propagation) -> Tensor:
 
 def _groups(run: Propagation, roots: Tensor) -> Units:
     """Groups of units, and what each root is."""
-    places: dict[int, list[tuple[str, int]]] = {}
-    for place, atoms in run.atoms.of_dimension.items():
-        for root in roots[atoms].unique().tolist():
-            if root != ALWAYS:
-                places.setdefault(root, []).append(place)
-    together: dict[tuple[tuple[str, int], ...], list[int]] = {}
-    for root in sorted(places):
-        together.setdefault(tuple(places[root]), []).append(root)
+    places = list(run.atoms.of_dimension)
+    place = np.repeat(np.arange(len(places)), [len(atoms) for atoms in run.atoms.of_dimension.values()])
+    # atoms are numbered in the order of the places, from 1
+    at = np.sort(roots.numpy()[1:] * len(places) + place)
+    at = at[(at >= (ALWAYS + 1) * len(places)) & (np.diff(at, prepend=-1) > 0)]
+    of_root, at = np.divmod(at, len(places))
+    starts = np.flatnonzero(np.diff(of_root, prepend=-1))
+    ends = [*starts[1:].tolist(), len(at)] if len(at) else []
+    together: dict[bytes, list[int]] = {}
+    for root, start, end in zip(of_root[starts].tolist(), starts.tolist(), ends, strict=True):
+        together.setdefault(at[start:end].tobytes(), []).append(root)
     groups: list[Group] = []
+    taken: set[str] = set()
     which, unit = torch.full((len(roots),), -1), torch.full((len(roots),), -1)
-    for where, members in together.items():
+    for key, members in together.items():
+        where = [places[i] for i in np.frombuffer(key, at.dtype)]
         consumers = tuple(place for place in where if place in run.consumers)
         if not consumers or len(members) < 2:  # one place alone: a parameter that makes its own input, tied weights
             continue
-        makers = [place for place in where if place not in run.consumers] or list(where)
+        makers = [place for place in where if place not in run.consumers] or where
         name = makers[0][0].rsplit(".", 1)[0].replace(".", "_") if "." in makers[0][0] else makers[0][0]
-        while any(name == group.name for group in groups):
+        while name in taken:
             name += "_"
-        table = torch.full((len(roots),), -1)
-        table[torch.tensor(members)] = torch.arange(len(members))
-        units = {place: table[roots[run.atoms.of_dimension[place]]] for place in where}
-        groups.append(Group(name, len(members), units, consumers))
-        which[torch.tensor(members)] = len(groups) - 1
+        taken.add(name)
+        which[torch.tensor(members)] = len(groups)
         unit[torch.tensor(members)] = torch.arange(len(members))
-    return Units(groups, which, unit)
+        units = {}
+        for each in where:
+            found = roots[run.atoms.of_dimension[each]]
+            units[each] = torch.where(which[found] == len(groups), unit[found], -1)
+        groups.append(Group(name, len(members), units, consumers))
+    return Units(groups, which, unit, {})
 
 
 class Units(NamedTuple):
@@ -209,16 +193,20 @@ class Units(NamedTuple):
     groups: list[Group]
     which: Tensor
     unit: Tensor
+    factors: dict[bytes, Factor]  # those made so far
 
 
 def _factor(roots: Tensor, units: Units) -> Factor:
-    which, unit = units.which[roots], units.unit[roots]
-    counts = {
-        units.groups[at].name: torch.bincount(unit[which == at], minlength=units.groups[at].size).double()
-        for at in which.unique().tolist()
-        if at >= 0
-    }
-    return Factor(float((which < 0).sum()), counts, float(roots.numel()))
+    key = roots.numpy().tobytes()
+    if key not in units.factors:
+        which, unit = units.which[roots], units.unit[roots]
+        counts = {
+            units.groups[at].name: torch.bincount(unit[which == at], minlength=units.groups[at].size).double()
+            for at in which.unique().tolist()
+            if at >= 0
+        }
+        units.factors[key] = Factor(float((which < 0).sum()), counts, float(roots.numel()))
+    return units.factors[key]
 
 
 def _resizes(run: Propagation, roots: Tensor, units: Units) -> list[Resize]:

@@ -17,8 +17,9 @@ def channel_labels(run: Propagation, x: Labels, dim: int) -> Tensor:
     dim %= len(x.shape)
     (small,) = compact(x.atoms.movedim(dim, 0))
     flat = small.reshape(small.shape[0], -1)
-    first = flat.amax(1)
-    run.atoms.tie(flat, first.unsqueeze(1).expand_as(flat))
+    first = flat[:, 0] if flat.shape[1] == 1 else flat.amax(1)
+    if flat.shape[1] > 1:
+        run.atoms.tie(flat, first.unsqueeze(1).expand_as(flat))
     return first.expand(x.shape[dim]) if first.numel() == 1 else first
 
 
@@ -31,9 +32,8 @@ def whole_parameter(run: Propagation, weight: Any) -> tuple[str, tuple[int, ...]
     """The name and shape of a parameter that is used as it is."""
     if isinstance(weight, Parameters) and len(weight.sources) == 1:
         name, source = weight.sources[0]
-        if tuple(source.shape) == run.atoms.shapes[name] and bool(
-            (source.flatten() == torch.arange(source.numel())).all()
-        ):
+        places = run.places[name]
+        if source is places or (source.shape == places.shape and torch.equal(source, places)):
             return name, run.atoms.shapes[name]
     return None
 

@@ -104,7 +104,10 @@ class Propagation:
         self.seen: list[tuple[Tensor, fx.Node]] = []
         self.unknown: dict[str, str] = {}
         self.work: list[Work] = []
-        self.places: dict[str, Tensor] = {}  # of each parameter, the flat index of every element
+        largest = max((_numel(shape) for shape in shapes.values()), default=1)
+        numbers = torch.arange(max(1, largest))
+        # of each parameter, the flat index of every element
+        self.places = {name: numbers[: _numel(shape)].view(shape) for name, shape in shapes.items()}
 
     def run(self, graph: fx.Graph, names: dict[str, str]) -> None:
         """Runs the graph; `names` maps placeholders to the parameters and buffers they stand for."""
@@ -127,11 +130,7 @@ class Propagation:
 
     def _input(self, node: fx.Node, names: dict[str, str]) -> Any:
         if node.name in names:
-            shape = self.atoms.shapes[names[node.name]]
-            name = names[node.name]
-            if name not in self.places:
-                self.places[name] = torch.arange(max(1, _numel(shape))).view(shape)
-            return Parameters(((name, self.places[name]),))
+            return Parameters(((names[node.name], self.places[names[node.name]]),))
         return self.fixed(node)
 
     def _note(self, value: Any, node: fx.Node) -> None:

@@ -43,9 +43,14 @@ def recurrent(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str
     if projected:
         run.atoms.keep(unit)
     states: Any = node.args[1]
-    if not all(operator_name(n) == "zeros" for n in (states if isinstance(states, (list, tuple)) else [states])):
+    made = states if isinstance(states, (list, tuple)) else [states]
+    if not all(_zeros(each) for each in made):
         run.atoms.keep(unit)
         run.atoms.keep(given)
+    else:  # of the size that the code says
+        for source, labels in zip(made, (given, unit), strict=False):
+            shape = source.meta["val"].shape
+            run.seen.append((along(labels, len(shape) - 1, shape), source))
     inputs = channel_labels(run, x, -1)
     steps = float(x.atoms.numel() // max(1, x.shape[-1]))
     for layer in range(layers):
@@ -81,7 +86,7 @@ def cell(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any
     nodes: Any = node.args[1]
     listed = isinstance(nodes, (list, tuple))
     for source, before in zip(nodes if listed else [nodes], state if listed else [state], strict=True):
-        if operator_name(source) in ("zeros", "new_zeros"):  # of the size that the code says
+        if _zeros(source):  # of the size that the code says
             run.seen.append((along(unit, before.atoms.dim() - 1, before.shape), source))
         elif isinstance(before, Labels) and bool((before.atoms > ALWAYS).any()):
             run.atoms.tie(before.atoms, along(unit, before.atoms.dim() - 1, before.shape))
@@ -112,6 +117,13 @@ def _step(
         run.atoms.keep(columns)
     run.work.append(Work(steps * parts * len(unit) * len(columns), (unit, columns), node.name))
     run.work.append(Work(steps * parts * len(unit) * len(given), (unit, hidden), node.name))
+
+
+def _zeros(node: Any) -> bool:
+    """Made of nothing, as the module does where no state is given."""
+    while operator_name(node) == "detach":
+        node = node.args[0]
+    return operator_name(node) in ("zeros", "new_zeros")
 
 
 @contextmanager

@@ -54,6 +54,8 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
     params = [o for o in operands if isinstance(o, Parameters)]
     if not acts:
         return Parameters(tuple((name, source.expand(shape)) for p in params for name, source in p.sources))
+    if len(acts) == 1 and not params:
+        return acts[0]
     result = torch.tensor(NONE).expand(shape)
     for act in acts:
         labels = act.atoms.expand(shape)  # what always exists, or says nothing, ties nothing here
@@ -246,10 +248,22 @@ def _atoms_along(run: Propagation, name: str, source: Tensor, at: int, dim: int 
 def biased(run: Propagation, result: Any, bias: Any, dim: int) -> Any:
     """The result with a bias along a dimension."""
     if isinstance(bias, Parameters):
+        if _whole_vector(run, result, bias, dim):  # most often
+            run.atoms.tie(compact(result.atoms)[0].reshape(-1), run.atoms.of_dimension[bias.sources[0][0], 0])
+            return result
         shape = [1] * len(result.shape)
         shape[dim] = -1
         return combined(run, [result, Parameters(tuple((n, s.reshape(shape)) for n, s in bias.sources))])
     return result
+
+
+def _whole_vector(run: Propagation, result: Any, bias: Parameters, dim: int) -> bool:
+    """Whether a parameter `[size]` meets labels that run along one dimension alone, all of it."""
+    name, source = bias.sources[0]
+    if not isinstance(result, Labels) or source is not run.places[name] or source.dim() != 1:
+        return False
+    (small,) = compact(result.atoms)
+    return len(source) > 1 and small.shape[dim] == small.numel() == len(source)
 
 
 def between(run: Propagation, node: fx.Node, first: Labels, second: Labels) -> Labels:

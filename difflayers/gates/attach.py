@@ -87,9 +87,9 @@ class Gated(nn.Module):
         """Lets the gates' weights decide again."""
         self.frozen = None
 
-    def masked(self, values: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The parameters that meet gated channels, multiplied by the gates' values."""
-        parameters = dict(self.model.named_parameters(remove_duplicate=False))
+    def masked(self, values: dict[str, Tensor], model: nn.Module | None = None) -> dict[str, Tensor]:
+        """The parameters that meet gated channels, multiplied by the gates' values; `model` as for `bound`."""
+        parameters = dict((self.model if model is None else model).named_parameters(remove_duplicate=False))
         padded = {name: torch.cat([value, value.new_ones(1)]) for name, value in values.items()}
         result = {}
         for name, places in self._masked.items():
@@ -102,11 +102,24 @@ class Gated(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output with the gated channels."""
-        return self.call(self.values(), args, kwargs)
+        return self.bound(self.values())(*args, **kwargs)
 
-    def call(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
-        """The model's output with gates of these values."""
-        masked = self.masked(values)
+    def bound(self, values: dict[str, Tensor], model: nn.Module | None = None) -> Callable[..., Any]:
+        """The model with gates of these values, to be called once or several times.
+
+        `model`: a copy of it to be run in its place, in another precision say."""
+        run = self.model if model is None else model
+        masked = self.masked(values, model)
+        norms = self._norms(values)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with flat_weights(run, masked), norms_of(norms):
+                return functional_call(run, masked, args, kwargs)
+
+        return call
+
+    def _norms(self, values: dict[str, Tensor]) -> list[Tensor | None]:
+        """The masks of each norm's statistics."""
         padded = {name: torch.cat([value, value.new_ones(1)]) for name, value in values.items()}
         norms: list[Tensor | None] = []
         for i, places in enumerate(self.analysis.norms):
@@ -115,8 +128,7 @@ class Gated(nn.Module):
                 part = padded[name][getattr(self, _key("norm", i, name))]
                 mask = part if mask is None else mask * part
             norms.append(mask)
-        with flat_weights(self.model, masked), norms_of(norms):
-            return functional_call(self.model, masked, args, kwargs)
+        return norms
 
     def opened(self) -> dict[str, Tensor]:
         """Which units of each group are open for good, bool."""

@@ -16,7 +16,7 @@ from ._branches import closed_parts
 from ._plan_files import read_weights, write_weights
 from .attach import Gated
 from .cost import checked
-from .prune import PruningError, _cut, _kept, prune
+from .prune import PruningError, cut, prune, staying
 from .removed import GIVES, Part, take_out
 
 __all__ = ["PrunePlan", "plan"]
@@ -72,8 +72,9 @@ class PrunePlan(NamedTuple):
             if key not in tensors or tuple(tensors[key].shape) != shape:
                 came = f"shape {tuple(tensors[key].shape)}" if key in tensors else "none of this name"
                 raise ValueError(f"{name}: argument 'model' must have '{key}' of shape {shape}, got {came}")
-        small = copy.deepcopy(model)
-        _cut(small, {key: {dim: torch.tensor(at) for dim, at in dims.items()} for key, dims in self.kept.items()})
+        small = cut(
+            model, {key: {dim: torch.tensor(at) for dim, at in dims.items()} for key, dims in self.kept.items()}
+        )
         try:
             take_out(small, self.removed)
         except (AttributeError, KeyError) as error:
@@ -249,7 +250,7 @@ def plan(gated: Gated, *, weights: bool = True) -> PrunePlan:
     gated = checked("difflayers.gates.plan", gated)
     small = prune(gated)
     opened = {name: mask.cpu() for name, mask in gated.opened().items()}
-    kept = _kept(gated, opened)
+    kept = staying(gated, opened)
     tensors: dict[str, Tensor] = dict(gated.model.named_parameters(remove_duplicate=False))
     tensors |= dict(gated.model.named_buffers(remove_duplicate=False))
     result = PrunePlan(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from typing import Any
@@ -89,8 +89,7 @@ def prune(gated: Gated, *, verify: bool = True, tolerance: float = 1e-10) -> nn.
 
 def attempt(gated: Gated, opened: dict[str, Tensor], *, verify: bool, tolerance: float, examples: int = 2) -> nn.Module:
     """The model without the units that are not open; `examples` runs are compared."""
-    small = copy.deepcopy(gated.model)
-    _cut(small, _kept(gated, opened))
+    small = cut(gated.model, staying(gated, opened))
     take_out(small, closed_parts(gated.groups, opened))
     candidates = _sizes_in_code(gated, small, opened)
     if not verify and not candidates:
@@ -98,7 +97,7 @@ def attempt(gated: Gated, opened: dict[str, Tensor], *, verify: bool, tolerance:
     return _verified(gated, small, candidates, opened, tolerance if verify else float("inf"), examples)
 
 
-def _kept(gated: Gated, opened: dict[str, Tensor]) -> dict[str, dict[int, Tensor]]:
+def staying(gated: Gated, opened: dict[str, Tensor]) -> dict[str, dict[int, Tensor]]:
     """For each parameter and buffer, the indices that stay along each dimension that changes."""
     result: dict[str, dict[int, Tensor]] = {}
     shut = {name for name, value in opened.items() if not bool(value.any())}
@@ -116,31 +115,24 @@ def _kept(gated: Gated, opened: dict[str, Tensor]) -> dict[str, dict[int, Tensor
     }
 
 
-def _cut(model: nn.Module, kept: dict[str, dict[int, Tensor]]) -> None:
-    """Shortens parameters, buffers and what modules remember of them."""
-    made: dict[int, Any] = {}
+def shortened(tensor: Tensor, dims: dict[int, Tensor]) -> Tensor:
+    """What stays of a parameter or buffer."""
+    data = tensor.detach()
+    for dim, index in dims.items():
+        data = data.index_select(dim, index.to(data.device))
+    return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+
+
+def cut(model: nn.Module, kept: dict[str, dict[int, Tensor]], shorten: Callable[..., Tensor] = shortened) -> nn.Module:
+    """A copy with shorter parameters and buffers, and what modules remember of them."""
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
-    of_tensor = {id(tensors[name]): dims for name, dims in kept.items()}  # of tied ones under all their names
-    for module in model.modules():
-        changed = False
-        for store in (module._parameters, module._buffers):
-            for name, tensor in store.items():
-                if tensor is None:
-                    continue
-                dims = of_tensor.get(id(tensor), {})
-                if id(tensor) in made:
-                    store[name] = made[id(tensor)]
-                    changed = True
-                elif dims:
-                    data = tensor.detach()
-                    for dim, index in dims.items():
-                        data = data.index_select(dim, index.to(data.device))
-                    new: Any = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
-                    made[id(tensor)] = store[name] = new
-                    changed = True
-        if changed:
+    made = {id(tensors[name]): shorten(tensors[name], dims) for name, dims in kept.items() if dims}
+    small = copy.deepcopy(model, dict(made))  # what is made already, under any name, is not copied
+    new = {id(tensor) for tensor in made.values()}
+    for module in small.modules():
+        if any(id(tensor) in new for tensor in (*module._parameters.values(), *module._buffers.values())):
             _remember(module)
-    for path, module in list(model.named_modules()):
+    for path, module in list(small.named_modules()):
         if isinstance(module, nn.MultiheadAttention) and (module.out_proj.weight.shape != (module.embed_dim,) * 2):
             parent, _, name = path.rpartition(".")
             if not path:
@@ -148,7 +140,8 @@ def _cut(model: nn.Module, kept: dict[str, dict[int, Tensor]]) -> None:
                     "difflayers.gates.prune: the model itself is a torch.nn.MultiheadAttention, whose heads cannot be "
                     "removed in place; wrap it, as in torch.nn.Sequential"
                 )
-            setattr(model.get_submodule(parent), name, SlimMultiheadAttention(module))
+            setattr(small.get_submodule(parent), name, SlimMultiheadAttention(module))
+    return small
 
 
 def _remember(module: nn.Module) -> None:
@@ -217,9 +210,10 @@ def _verified(
 ) -> nn.Module:
     """The pruned model with those sizes rewritten that make it compute what the gated one does."""
     problems = _inputs(gated.example)[:examples]
-    exact = copy.deepcopy(gated).double().eval()
     try:
-        expected = [_run_gated(exact, opened, *problem) for problem in problems]
+        with torch.no_grad():
+            dense = _bound(gated, _exact(gated.model), opened)
+        expected = [_run(dense, *problem) for problem in problems]
     except Exception as error:
         raise NotRunnable(
             f"difflayers.gates.prune: the gated model cannot be run in float64 ({type(error).__name__}: "
@@ -237,7 +231,8 @@ def _verified(
         for (module, name, size), old in zip(candidates, original, strict=True):
             setattr(module, name, size if used[type(module), name] else old)
         try:
-            differences = [_difference(_run(small, *p), e) for p, e in zip(problems, expected, strict=True)]
+            exact = _exact(small)
+            differences = [_difference(_run(exact, *p), e) for p, e in zip(problems, expected, strict=True)]
         except Exception as error:  # a size that does not fit
             worst = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
@@ -283,16 +278,24 @@ def _exactly() -> Iterator[None]:
             torch.backends.mha.set_fastpath_enabled(fast)
 
 
-def _run(model: nn.Module, args: Any, kwargs: Any) -> list[Tensor]:
-    exact = copy.deepcopy(model).double().eval()
-    with _exactly():
-        return [t for t in tree_leaves(exact(*args, **kwargs)) if isinstance(t, Tensor)]
+def _exact(model: nn.Module) -> nn.Module:
+    """A copy in float64, in evaluation mode."""
+    memo: dict[int, Any] = {}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            data = tensor.detach().to(torch.float64, copy=True)
+            memo[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+    return copy.deepcopy(model, memo).double().eval()  # a module may have more to convert
 
 
-def _run_gated(exact: Gated, opened: dict[str, Tensor], args: Any, kwargs: Any) -> list[Tensor]:
+def _bound(gated: Gated, model: nn.Module, opened: dict[str, Tensor]) -> Callable[..., Any]:
+    """The model, a copy of the gated one in float64, with its closed channels left out."""
+    return gated.bound({name: value.double() for name, value in opened.items()}, model)
+
+
+def _run(model: Callable[..., Any], args: Any, kwargs: Any) -> list[Tensor]:
     with _exactly():
-        result = exact.call({name: value.double() for name, value in opened.items()}, args, kwargs)
-    return [t for t in tree_leaves(result) if isinstance(t, Tensor)]
+        return [t for t in tree_leaves(model(*args, **kwargs)) if isinstance(t, Tensor)]
 
 
 def _difference(found: list[Tensor], expected: list[Tensor]) -> float:
@@ -311,19 +314,14 @@ def _blame(gated: Gated, small: nn.Module, opened: dict[str, Tensor], problem: A
     """The first module whose output differs where it can be compared (equal shapes)."""
     outputs: list[dict[str, Any]] = []
     for side in ("gated", "pruned"):
-        exact = copy.deepcopy(gated).double().eval()
-        model = exact.model if side == "gated" else copy.deepcopy(small).double().eval()
+        model = _exact(gated.model if side == "gated" else small)
         seen: dict[str, Any] = {}
         hooks = [
             module.register_forward_hook(lambda m, i, o, path=path, seen=seen: seen.setdefault(path, o))
             for path, module in model.named_modules()
         ]
         try:
-            with _exactly():
-                if side == "gated":
-                    exact.call({name: value.double() for name, value in opened.items()}, *problem)
-                else:
-                    model(*problem[0], **problem[1])
+            _run(_bound(gated, model, opened) if side == "gated" else model, *problem)
         except Exception as error:
             last = next(reversed(seen), "the first module")
             return f"it fails after '{last}' with {type(error).__name__}"

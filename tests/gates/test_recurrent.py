@@ -1,4 +1,4 @@
-"""Recurrent layers keep a list of their weights beside their parameters: that gates reach it, and leave it as it was."""
+"""Recurrent layers keep a list of their weights beside their parameters: gates reach it, and leave it as it was."""
 
 import pytest
 import torch
@@ -36,8 +36,8 @@ def test_closed_units_are_those_of_a_smaller_layer(kind):
         assert not torch.allclose(gated(x), net(x), atol=1e-3)
     # closed gates have a gradient, through the weights inside of the layer as well
     values = torch.tensor([1.0, 0, 1, 1, 0], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda z: gated.call({name: z}, (x,), {}), values)
-    whole = torch.autograd.grad(gated.call({name: values}, (x,), {}).square().sum(), values)[0]
+    assert torch.autograd.gradcheck(lambda z: gated.bound({name: z})(x), values)
+    whole = torch.autograd.grad(gated.bound({name: values})(x).square().sum(), values)[0]
     outer = net.out.weight * values
     with torch.no_grad():
         y = gated.model.layer(x)[0]
