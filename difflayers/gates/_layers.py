@@ -218,7 +218,8 @@ def pad(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
     "prod",
 )
 def reduction(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Over dimensions along which no channels run; else all that is reduced stays."""
+    """Over dimensions along which no channels run; else all that is reduced stays, but for means where statistics may
+    change: these are of what is open."""
     x = args[0]
     value = node.meta["val"]
     if not isinstance(x, Labels):
@@ -234,7 +235,10 @@ def reduction(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str
         run.refuse(node, args)
         return run.fixed(node)
     if set(dims) & set(varying(x.atoms)):
-        run.atoms.keep(x.atoms)
+        if run.allow_inexact and _name(node) == "mean" and len(dims) == 1 and "dtype" not in kwargs:
+            run.inexact.append((x.atoms.movedim(dims[0], -1), node))  # a norm written by hand
+        else:
+            run.atoms.keep(x.atoms)
         return run.fixed(node)
     labels = x.atoms.clone() if (x.atoms == NONE).any() else x.atoms
     for d in sorted(dims, reverse=True):

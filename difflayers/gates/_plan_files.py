@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -29,22 +28,15 @@ def write_weights(weights: dict[str, Tensor], path: Path) -> Path:
 
 def read_weights(function: str, path: Path) -> dict[str, Tensor]:
     """Reads what `write_weights` wrote: a dict of tensors, and nothing else."""
-    if path.suffix == ".safetensors":
-        try:
-            from safetensors.torch import load_file
-        except ImportError as error:
-            raise ImportError(f"{function}: '{path}' needs safetensors; {INSTALL}") from error
-        load: Callable[[Path], dict[str, Tensor]] = load_file
-    elif path.suffix == ".pt":
-
-        def load(filename: Path) -> dict[str, Tensor]:
-            return torch.load(filename, weights_only=True, map_location="cpu")
-    else:
+    if path.suffix not in (".safetensors", ".pt"):
         raise ValueError(f"{function}: the weights must be a .safetensors or .pt file, got '{path.name}'")
+    load = _load_safetensors if path.suffix == ".safetensors" else _load_numbers
     try:
         weights = load(path)
     except FileNotFoundError:
         raise
+    except ImportError as error:
+        raise ImportError(f"{function}: '{path}' needs safetensors; {INSTALL}") from error
     except Exception as error:  # whatever a broken or hostile file makes of its reader
         first = (str(error).splitlines() or [""])[0]
         raise ValueError(
@@ -53,3 +45,13 @@ def read_weights(function: str, path: Path) -> dict[str, Tensor]:
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise ValueError(f"{function}: '{path}' must hold tensors by name, got {type(weights).__name__}")
     return weights
+
+
+def _load_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def _load_numbers(path: Path) -> dict[str, Tensor]:
+    return torch.load(path, weights_only=True, map_location="cpu")

@@ -113,7 +113,7 @@ class Gated(nn.Module):
         norms = self._norms(values)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            with flat_weights(run, masked), norms_of(norms):
+            with flat_weights(run, masked), norms_of(norms, means=self.analysis.means):
                 return functional_call(run, masked, args, kwargs)
 
         return call
@@ -186,7 +186,8 @@ def attach(
         unknown: "raise" for an operation that is not understood, or "skip" to leave what touches it as it is
             (`gated.analysis.unknown` says which); it is never taken for element-wise.
         inexact: "refuse" leaves out channels over which statistics are taken (LayerNorm streams); "allow" gates them
-            too, and takes the statistics of the gated model's `layer_norm` and `rms_norm` over open channels alone.
+            too, and takes the statistics of the gated model's `layer_norm` and `rms_norm`, and means over channels (of
+            norms written by hand), over open channels alone.
         branches: "keep", or "gate": every residual branch f of x + f(x) gets a gate of one entry too. Closed, it means
             that the branch does not exist: its last weights and biases (a layer scale before a linear layer or norm)
             are zero, and `prune` takes all of it out. Branches that cannot be taken out so (they end in a norm without

@@ -69,6 +69,7 @@ def fit(
     learning_rate: float = 1e-3,
     gate_learning_rate: float = 1e-2,
     budget_weight: float = 4.0,
+    schedule: str = "gradual",
     freeze_at: float = 0.3,
     floors: int | float | Mapping[str, int] | None = None,
     round_to: int | Mapping[str, int] = 1,
@@ -80,7 +81,7 @@ def fit(
     """Trains a model and its gates together, makes the budget exact, and trains what is left.
 
     Gates that nobody has set start in the order of `importance_by_magnitude`: the steps in which they move correct a
-    guess. Until `freeze_at`, the loss is that of the task and of `BudgetLoss` with the gradual schedule; no group falls
+    guess. Until `freeze_at`, the loss is that of the task and of `BudgetLoss` with a schedule; no group falls
     below its floor. Then the gates are projected to the budget and frozen; the rest of the training goes to what they
     leave, and in the end batch norms estimate their statistics anew. `difflayers.gates.prune(gated)` makes the result
     small.
@@ -95,7 +96,9 @@ def fit(
         optimizer: of the model's parameters; default Adam with `learning_rate`. Gates that are not in it have an Adam
             of their own, with `gate_learning_rate`.
         learning_rate, gate_learning_rate: positive.
-        budget_weight: of `BudgetLoss`.
+        budget_weight: of `BudgetLoss`, at the start.
+        schedule: of `BudgetLoss`: "gradual", "progressive", "growing" or "constant"; its `steps` are four fifths of
+            those before the gates are frozen, in which its weight can grow a millionfold.
         freeze_at: the part of the steps after which the gates are frozen, in [0, 1]; 0: before the first.
         ordered: spreads the weights of a group's gates, where all are equal, by the rank of their magnitude.
         recalibrate: estimates the batch norms' statistics anew in the end.
@@ -144,9 +147,10 @@ def fit(
         table = measure_latency(gated)
     settings: Any = {"kind": kind, "table": table, "floors": floors, "round_to": round_to}
     project(gated, target, apply=False, **settings)  # refuses before anything is changed
+    falling = max(1, round(0.8 * frozen_from))
     budget = BudgetLoss(
-        gated, target, kind=kind, table=table, weight=budget_weight, schedule="gradual",
-        steps=max(1, round(0.8 * frozen_from)),
+        gated, target, kind=kind, table=table, weight=budget_weight, schedule=schedule, steps=falling,
+        growth=min(2.0, 1e6 ** (1 / falling)),  # a weight that rises gets anywhere in time
     )  # fmt: skip
     optimizers = _optimizers(gated, optimizer, rate, gate_rate)
     keep = floor_counts(name, gated, floors, round_to)

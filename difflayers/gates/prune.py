@@ -158,7 +158,7 @@ def _remember(module: nn.Module) -> None:
     weight: Any = layer._parameters.get("weight")
     if isinstance(module, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
-    elif isinstance(module, nn.RNNBase):
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         remember_recurrent(module)
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         layer.normalized_shape = layer.normalized_shape if weight is None else tuple(weight.shape)

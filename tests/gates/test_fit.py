@@ -192,3 +192,28 @@ def test_fresh_gates_start_in_the_order_of_magnitude():
     torch.testing.assert_close(weights["0"].sort().values, 0.5 + 0.4 * (2 * torch.arange(8) - 7) / 8)
     assert weights["2"].tolist() == [0.5, 0.5, 0.75, 0.5, 0.5, 0.5]
     assert fitted(ordered=False)[1]["0"].tolist() == [0.5] * 8
+
+
+def test_a_weight_that_need_not_be_tuned():
+    """Under a loss a thousand times the budget's, the gradual schedule stays dense, the progressive one does not."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    shares = {}
+    for schedule in ("gradual", "progressive"):
+        gated = gated_chain(4, 16, 1)
+        for gate in gated.gates.values():
+            gate.weight.data.fill_(0.1)
+        with torch.no_grad():
+            wanted = gated.model(x)
+        gated.requires_grad_(False)
+        gated.gates.requires_grad_(True)
+        result = gates.fit(
+            gated, lambda m, b, y=wanted: 1e3 * (m(b) - y).square().mean(), [x], target=0.5, steps=120, freeze_at=1.0,
+            schedule=schedule, budget_weight=1e-3, progress=False,
+        )  # fmt: skip
+        shares[schedule] = result.history[-1].share
+        assert result.projection.share == 0.5
+    assert shares["gradual"] > 0.8
+    assert shares["progressive"] < 0.7
+    with pytest.raises(ValueError, match="schedule"):
+        gates.fit(gated, lambda m, b: m(b).mean(), [x], target=0.5, steps=1, schedule="none", progress=False)

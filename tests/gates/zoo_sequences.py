@@ -376,3 +376,53 @@ def shapes_to_and_fro():
         return m.c(m.b(x.movedim(2, 1).reshape(x.shape[0], -1)).relu()[..., None].squeeze(-1))
 
     return Applied(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2)), torch.randn(3, 4)
+
+
+@entry([6, 4])
+def recurrent_projected():
+    # what is projected: one size for both layers; hidden units stay, for torch tells projections by their number
+    def forward(m, x):
+        y, (h, c) = m.lstm(m.embed(x).relu())
+        return m.out(y), m.last(h[-1]), m.cell(c[-1].tanh())
+
+    net = Applied(
+        forward, embed=nn.Linear(4, 6), lstm=nn.LSTM(6, 5, proj_size=4, num_layers=2, bidirectional=True),
+        out=nn.Linear(8, 2), last=nn.Linear(4, 2), cell=nn.Linear(5, 2),
+    )  # fmt: skip
+    return net, torch.randn(7, 2, 4)
+
+
+@entry([6, 5])
+def cell_long_short():
+    def forward(m, x):
+        state = None
+        for step in x:
+            state = m.cell(m.embed(step).relu(), state)
+        return m.out(state[0]), m.last(state[1].tanh())
+
+    net = Applied(forward, embed=nn.Linear(4, 6), cell=nn.LSTMCell(6, 5), out=nn.Linear(5, 2), last=nn.Linear(5, 2))
+    return net, torch.randn(3, 2, 4)
+
+
+@entry([5, 6])
+def cells_stacked():
+    # a GRU's state that the code makes itself, of a size that it remembers, and a plain cell without biases on top
+    def forward(m, x):
+        a, b = x.new_zeros(x.shape[1], m.hidden), None
+        for step in x:
+            a = m.lower(step, a)
+            b = m.upper(a, b)
+        return m.out(b)
+
+    net = Applied(forward, lower=nn.GRUCell(4, 5), upper=nn.RNNCell(5, 6, bias=False), out=nn.Linear(6, 2))
+    net.hidden = 5
+    return net, torch.randn(3, 2, 4)
+
+
+@entry([6])
+def cell_given_state():
+    def forward(m, x, h):
+        return m.out(m.cell(m.embed(x), h))
+
+    net = Applied(forward, embed=nn.Linear(4, 6), cell=nn.RNNCell(6, 5, nonlinearity="relu"), out=nn.Linear(5, 2))
+    return net, (torch.randn(2, 4), torch.randn(2, 5))
