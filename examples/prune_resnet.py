@@ -11,6 +11,7 @@ Without --data the images are scikit-learn's digits; a folder of CIFAR-10's bina
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
@@ -23,10 +24,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from difflayers import gates
+from difflayers.errors import Error
+
 try:
     from cifar_images import Batches, Images, load_images, parts
     from matplotlib.figure import Figure  # without pyplot: it draws with Agg and needs no display
     from pruning_methods import (
+        FLOOR,
         Task,
         accuracy,
         by_gates,
@@ -139,6 +144,9 @@ def run(options: Namespace) -> None:
     training, test = load(options)
     torch.manual_seed(options.seed)
     dense = resnet(training.pixels.shape[1], options.blocks, options.width)
+    gated = gates.attach(copy.deepcopy(dense), training.pixels[:1])
+    for target in options.targets:  # refuses what cannot be had before anything is trained
+        gates.project(gated, target, floors=FLOOR, apply=False)
     print(f"{len(training.numbers)} images to train on, {len(test.numbers)} to test on. Ctrl-C ends it early.\n")
 
     def task(name: str, rate: float) -> Task:
@@ -180,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
     try:
         run(options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Error) as error:
         print(f"prune_resnet.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from difflayers import gates
+from difflayers.errors import Error
 
 try:
     from matplotlib.figure import Figure  # without pyplot: it draws with Agg and needs no display
@@ -347,7 +348,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
     try:
         run(options)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, Error) as error:
         print(f"prune_transformer.py: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
