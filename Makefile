@@ -1,10 +1,16 @@
 # Every target sets up .venv by itself when it is missing or out of date.
-#   make demo    trains a network from order labels alone on real images, draws out/rank_digits.png
-#   make test    the whole test-suite
-#   make bench   speed and memory against the peers, into docs/benchmarks*.md
-#   make docs    the documentation site, into site/
-#   make lint    ruff and pyright
-#   make sanitize  the kernels' tests under AddressSanitizer and UBSan
+#   make demo       trains a network from order labels alone on real images, draws out/rank_digits.png
+#   make examples   every example with --quick, their pictures into out/; ARGS= for the full length
+#   make interrupt  every example, with Ctrl-C at several moments
+#   make test       the whole test-suite; ARGS goes to pytest
+#   make lint       ruff and pyright
+#   make sanitize   the kernels' tests under AddressSanitizer and UBSan
+#   make docs       the documentation site, into site/
+#   make bench      speed and memory against the peers, into docs/benchmarks*.md and docs/benchmarks/*.json
+#   make bench-pages  those pages and their plots from the JSON, without measuring anything
+#   make dist       source archive and wheel into dist/, checked
+#   make smoke      both of dist/ in environments of their own; ARGS="--torch 2.12.1" for another torch
+#   make sbom       what the wheel of dist/ bundles, into docs/bundled.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,10 +21,17 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 # here a failed compile is an error, not a fallback
 export DIFFLAYERS_REQUIRE_KERNELS := 1
 
-.PHONY: demo test bench docs lint sanitize wheel clean
+.PHONY: demo examples interrupt test lint sanitize docs bench bench-pages dist smoke sbom clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/rank_digits.py $(ARGS)
+
+examples: ARGS ?= --quick
+examples: $(VENV)/installed
+	$(BIN)/python tests/gallery.py -- $(ARGS)
+
+interrupt: $(VENV)/installed
+	$(BIN)/python tests/gallery.py --interrupt -- $(ARGS)
 
 # two processes of one thread: the tests' work is small, and a parallel region on a busy core costs more than it saves
 test: $(VENV)/installed
@@ -30,6 +43,9 @@ bench: $(VENV)/peers
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_optimising.py --out docs/benchmarks-optimising.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_fitting.py --out docs/benchmarks-fitting.md $(ARGS)
 
+bench-pages: $(VENV)/installed
+	$(BIN)/python tests/benchmarks/pages.py $(ARGS)
+
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
@@ -38,8 +54,14 @@ lint: $(VENV)/lint
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-wheel: $(VENV)/installed
-	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+dist: $(VENV)/installed
+	$(BIN)/python -m tests.distribution dist $(ARGS)
+
+smoke: $(VENV)/installed
+	$(BIN)/python -m tests.distribution smoke $(ARGS)
+
+sbom: $(VENV)/installed
+	$(BIN)/python -m tests.distribution sbom $(ARGS)
 
 sanitize: $(VENV)/installed
 	CXX=g++ sh tests/sanitize.sh $(BIN)/python

@@ -18,7 +18,14 @@ from . import (
 )
 from ._checks import debug
 from ._ops import build_info
-from .errors import Error, InfeasibleError, SolverError, SolverTimeout, UnsupportedOperationError
+from .errors import (
+    DegenerateModelError,
+    Error,
+    InfeasibleError,
+    SolverError,
+    SolverTimeout,
+    UnsupportedOperationError,
+)
 from .estimators import (
     Entmax15,
     GappedStraightThrough,
@@ -68,10 +75,11 @@ from .sorting import (
 )
 from .surrogates import SurCo, SurCoPrior, SurCoResult
 
-__version__ = "0.1.0.dev0"
+__version__ = "0.1.0"
 
 __all__ = [
     "Blackbox",
+    "DegenerateModelError",
     "Entmax15",
     "Error",
     "GappedStraightThrough",

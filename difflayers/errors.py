@@ -36,3 +36,19 @@ class InfeasibleError(SolverError):
 
 class SolverTimeout(SolverError):
     """Some row had no feasible solution when its time was up."""
+
+
+class DegenerateModelError(Error):
+    """Some problem of a batch has no model; raised after the whole batch was tried.
+
+    Attributes:
+        rows: the indices of those problems, in the batch flattened to one dimension.
+        result: the `difflayers.ransac.RansacResult` of the whole batch, with the `status` of every problem.
+    """
+
+    def __init__(self, message: str, rows: list[int] | None = None, result: Any = None) -> None:
+        super().__init__(message)
+        self.rows, self.result = rows or [], result
+
+    def __reduce__(self) -> Any:
+        return type(self), (str(self), self.rows, self.result)

@@ -12,13 +12,14 @@ from __future__ import annotations
 import math
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import command
 import torch
 from torch import Tensor, nn
 
@@ -172,10 +173,11 @@ def draw(results: dict[str, Result], images: Tensor, shape: tuple[int, int], pat
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("categorical_vae.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(
+        __file__, __doc__, seed="of the split, the initial weights and the samples", quick={"epochs": 3, "seeds": 2}
+    )
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of MNIST idx files to use in place of scikit-learn's digits")
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--estimators", nargs="*", choices=list(ESTIMATORS), metavar="NAME", default=list(ESTIMATORS), help="which")
     add("--latents", type=int, default=8, help="choices in a code")
     add("--classes", type=int, default=4, help="classes of a choice")
@@ -183,21 +185,15 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--batch", type=int, default=100, help="images in a step")
     add("--lr", type=float, default=3e-3, help="learning rate of Adam")
     add("--seeds", type=int, default=5, help="networks of each estimator")
-    add("--seed", type=int, default=0, help="of the split, the initial weights and the samples")
-    add("--quick", action="store_true", help="a few seconds: --epochs 3 --seeds 2 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(epochs=3, seeds=2)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     whole = (options.epochs, options.batch, options.seeds, options.latents)
     if min(whole) < 1 or options.classes < 2 or not 0 < options.lr < math.inf or not options.estimators:
         parser.error("--classes must be at least 2, the other numbers positive, and --estimators not empty")
     return options
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Trains, prints the table, draws the picture."""
-    started = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
     digits = load_digits(options.data)
     train_part, _, test_part = (part.pixels.flatten(1) for part in split(digits, options.seed))
     if options.batch > len(train_part):
@@ -220,20 +216,13 @@ def run(options: Namespace) -> None:
         raise KeyboardInterrupt
     print("\nMean ± standard deviation over the seeds, of the last epoch; lower is better.")
     draw(results, test_part, tuple(digits.pixels.shape[1:]), options.out / "categorical_vae.png")
-    print(f"Wrote {options.out / 'categorical_vae.png'} ({time.perf_counter() - started:.0f} s).")
+    return options.out / "categorical_vae.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except OSError as error:
-        print(f"categorical_vae.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options)
 
 
 if __name__ == "__main__":

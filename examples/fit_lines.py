@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import command
 import torch
 from torch import Tensor
 
@@ -165,9 +166,8 @@ def draw(truth: Scene, search: Search, learned: dict[str, Learned], options: Nam
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("fit_lines.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(__file__, __doc__, seed="of the scene and the samples", quick={"steps": 30})
     add = parser.add_argument
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--lines", type=int, default=4, help="how many")
     add("--points", type=int, default=40, help="points on each line")
     add("--noise", type=int, default=240, help="points on none")
@@ -177,26 +177,18 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--hypotheses", type=int, default=128, help="samples in a training step, for each line")
     add("--steps", type=int, default=250, help="training steps")
     add("--lr", type=float, default=0.1, help="learning rate of Adam")
-    add("--seed", type=int, default=0, help="of the scene and the samples")
-    add("--quick", action="store_true", help="a few seconds: --steps 30 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(steps=30)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     if min(options.lines, options.points - 1, options.samples, options.hypotheses, options.steps) < 1:
         parser.error("--lines, --samples, --hypotheses and --steps must be positive, and --points at least 2")
     if options.noise < 0 or not 0 <= options.sigma < math.inf:
         parser.error("--noise and --sigma must be finite and not negative")
     if not all(0 < x < math.inf for x in (options.threshold, options.lr)):
         parser.error("--threshold and --lr must be positive and finite")
-    if options.seed < 0:
-        parser.error("--seed must not be negative")
     return options
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Searches, learns, prints the table, draws the picture."""
-    started = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
     truth = scene(options)
     share = options.points / len(truth.points)
     print(
@@ -224,20 +216,13 @@ def run(options: Namespace) -> None:
         report(f"learned, {gradient.replace('_', ' ')}", search, last, time.perf_counter() - begun)
     path = options.out / "fit_lines.png"
     draw(truth, full, learned, options, path)
-    print(f"\nWrote {path} ({time.perf_counter() - started:.0f} s).")
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except OSError as error:
-        print(f"fit_lines.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options)
 
 
 if __name__ == "__main__":

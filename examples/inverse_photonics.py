@@ -21,11 +21,12 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before NumPy: threads make
 
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import command
 import numpy as np
 import torch
 from torch import Tensor
@@ -171,29 +172,20 @@ def draw(found: dict[str, dict[str, Tensor]], problems: dict[str, Problem], path
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("inverse_photonics.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(__file__, __doc__, seed="of all noise", quick={"devices": ["bend"], "solves": 6})
     add = parser.add_argument
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--devices", nargs="+", choices=DEVICES, default=["bend", "converter"], help="what to design")
     add("--solves", type=int, default=50, help="designs that each method may solve the field for")
     add("--brush", type=int, default=3, help="diameter in pixels of 80 nm, 2 to 5; from 4 on the oracle is slow")
     add("--workers", type=int, default=2, help="threads of the oracle")
-    add("--seed", type=int, default=0, help="of all noise")
-    add("--quick", action="store_true", help="a few seconds: --devices bend --solves 6 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(devices=["bend"], solves=6)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     if options.solves < 4 or options.workers < 1 or not 2 <= options.brush <= 5:
         parser.error("--solves must be at least 4, --workers at least 1, --brush 2 to 5")
-    if not 0 <= options.seed < 2**63:
-        parser.error("--seed must be a number from 0 on")
     return options
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Designs, prints the table, draws the picture."""
-    started = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
     found: dict[str, dict[str, Tensor]] = {}
     problems: dict[str, Problem] = {}
     print(f"{'device':11}{'method':24}{'light that arrives':>18}{'dB':>8}{'solves':>8}{'seconds':>9}")
@@ -213,20 +205,13 @@ def run(options: Namespace) -> None:
                 flush=True,
             )
     draw(found, problems, options.out / "inverse_photonics.png")
-    print(f"Wrote {options.out / 'inverse_photonics.png'} ({time.perf_counter() - started:.0f} s).")
+    return options.out / "inverse_photonics.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except (OSError, RuntimeError, dl.errors.Error) as error:
-        print(f"inverse_photonics.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options)
 
 
 if __name__ == "__main__":

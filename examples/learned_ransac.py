@@ -31,12 +31,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command
 import torch
 from torch import Tensor, nn
 
@@ -253,10 +254,15 @@ def draw(pairs: Pairs, guides: dict[str, Tensor], options: Namespace, path: Path
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("learned_ransac.py", description=__doc__, formatter_class=Help)
+    parser = command.Parser(
+        __file__,
+        __doc__,
+        seed="of the weights, the batches and the samples",
+        quick={"warm": 20, "steps": 20, "batch": 4, "every": 10},
+        style=Help,
+    )
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of two_view_castle.npz and two_view_herzjesu.npz")
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--warm", type=int, default=200, help="steps of classification")
     add("--steps", type=int, default=300, help="steps of training end to end")
     add("--batch", type=int, default=8, help="pairs in a step")
@@ -268,12 +274,8 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--samples", type=int, default=64, help="budget of samples for each held-out pair")
     add("--every", type=int, default=2, help="takes every so-many-th held-out pair")
     add("--peers", action="store_true", help=f"also searches of {MANY} samples: ours, and those of OpenCV and PoseLib")
-    add("--seed", type=int, default=0, help="of the weights, the batches and the samples")
     add("--seeds", type=int, default=1, help="how many seeds, for mean and standard deviation")
-    add("--quick", action="store_true", help="a few seconds: --warm 20 --steps 20 --batch 4 --every 10 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(warm=20, steps=20, batch=4, every=10)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     whole = (options.warm, options.steps, options.batch, options.hypotheses, options.samples, options.every)
     if min(*whole, options.seeds) < 1 or options.matches < 5:
         parser.error(
@@ -282,8 +284,6 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         )
     if not all(0 < x < math.inf for x in (options.limit, options.lr)) or not 0 <= options.prior < math.inf:
         parser.error("--limit and --lr must be positive, and --prior not negative")
-    if options.seed < 0:
-        parser.error("--seed must not be negative")
     return options
 
 
@@ -300,10 +300,8 @@ def show(rows: dict[str, list[Row]]) -> None:
         print(f"{name:30}{''.join(cells)}{milliseconds:9.0f}", flush=True)
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Trains, judges, prints the table, draws the picture."""
-    started = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
     if options.data:
         training, held_out = load_pairs(options.data, "castle"), load_pairs(options.data, "herzjesu")
     else:
@@ -359,20 +357,13 @@ def run(options: Namespace) -> None:
     )
     path = options.out / "learned_ransac.png"
     draw(held_out, {"before": guides[names[1]], "after": guides[names[-1]]}, options, path)
-    print(f"Wrote {path} ({time.perf_counter() - started:.0f} s).")
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except OSError as error:
-        print(f"learned_ransac.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options)
 
 
 if __name__ == "__main__":

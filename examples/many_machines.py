@@ -20,12 +20,13 @@ import signal
 import sys
 import threading
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ import difflayers as dl
 try:
     from distributed import Client, LocalCluster, get_task_stream
     from matplotlib.figure import Figure  # without pyplot: it draws with Agg and needs no display
+    from tqdm import tqdm
 except ImportError as error:
     sys.exit(f"many_machines.py: {error}; run: pip install 'difflayers[examples,dask]'")
 
@@ -179,17 +181,25 @@ def watched(place: Place, work: Callable[[], Any]) -> tuple[Any, list[Task]]:
     return done, [Task(worker, span["start"], span["stop"]) for worker, span in spans if span["action"] == "compute"]
 
 
-def measure(open_place: Callable[[], Place], job: Job, options: Namespace) -> Result:
+def measure(open_place: Callable[[], Place], job: Job, options: Namespace, bar: Any) -> Result:
     """Opens a place, does the job there, and once more while a worker is killed."""
-    begun = time.perf_counter()
+
+    def stage(name: str) -> float:
+        bar.set_description(name)
+        return time.perf_counter()
+
+    begun = stage("starting")
     place = open_place()
     oracle = job.oracle(place.workers, threads=place.threads)
     oracle.solve(job.batch[: 4 * options.workers])  # until the workers have started and built their models
     job._replace(features=job.features[:2], costs=job.costs[:2]).train(oracle)  # torch loads its optimisers
-    ready = time.perf_counter()
+    bar.update()
+    ready = stage(f"{place.name}: solving")
     solutions, tasks = watched(place, lambda: oracle.solve(job.batch))
-    solved = time.perf_counter()
+    bar.update()
+    solved = stage(f"{place.name}: training")
     learned = job.train(oracle)
+    bar.update()
     trained = time.perf_counter()
     result = Result(place.name, ready - begun, solved - ready, trained - solved, solutions, learned, None, None, tasks)
     if not options.kill or place.kill is None:
@@ -201,6 +211,7 @@ def measure(open_place: Callable[[], Place], job: Job, options: Namespace) -> Re
         if kill():
             moments.append(now)
 
+    bar.set_description(f"{place.name}: solving, and a worker is killed")
     oracle.on_failure = "nan"  # lost rows are to be counted
     timer = threading.Timer(0.3 * result.solving, strike)
     timer.start()
@@ -244,9 +255,14 @@ def draw(results: list[Result], path: Path) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("many_machines.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(
+        __file__,
+        __doc__,
+        seed="of the data",
+        quick={"items": 16, "bins": 3, "rows": 32, "samples": 32},
+        takes="seconds",
+    )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--scheduler", metavar="ADDRESS", help="of a Dask cluster that runs, tcp://host:port; else one is started here")
     add("--workers", type=int, default=2, help="threads, processes, and workers of the cluster that is started here")
     add("--places", nargs="*", choices=PLACES, default=PLACES, metavar="NAME", help="beside here: threads, ...")
@@ -255,17 +271,11 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--bins", type=int, default=4, help="that the items go into")
     add("--rows", type=int, default=128, help="problems in the batch")
     add("--samples", type=int, default=64, help="to train with")
-    add("--seed", type=int, default=0, help="of the data")
-    add("--quick", action="store_true", help="seconds: --items 16 --bins 3 --rows 32 --samples 32 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(items=16, bins=3, rows=32, samples=32)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     if min(options.workers, options.items, options.bins, options.rows, options.samples) < 1:
         parser.error("--workers, --items, --bins, --rows and --samples must be positive")
     if options.scheduler and "dask" not in options.places:
         parser.error("--scheduler needs dask among the --places")
-    if options.seed < 0:
-        parser.error("--seed must not be negative")
     if options.scheduler is not None and "://" not in options.scheduler:
         parser.error(f"--scheduler must be an address such as tcp://localhost:8786, got {options.scheduler!r}")
     return options
@@ -285,17 +295,17 @@ def verdict(results: list[Result]) -> str:
     return f"Nothing gained here: {best.name} comes to {ratio:.2f} times the speed of one core ({machine})."
 
 
-def run(options: Namespace) -> int:
-    """Prints the table, draws the picture; 1 if the places disagree."""
-    started, job = time.perf_counter(), draw_job(options)
-    options.out.mkdir(parents=True, exist_ok=True)
+def run(options: Namespace) -> Path:
+    """Prints the table, draws the picture."""
+    job = draw_job(options)
     print(f"{options.items} items into {options.bins} bins: {options.rows} problems to solve, then one epoch of")
     print(f"{options.samples} samples, two programs each.\n")
     print(f"{'':20}{'start s':>9}{'solve s':>9}{'rows/s':>9}{'epoch s':>9}{'same':>7}{'lost rows':>11}", flush=True)
     results: list[Result] = []
     with ExitStack() as stack:
         for place in open_places(options, stack):
-            result = measure(place, job, options)
+            with tqdm(total=3, dynamic_ncols=True, leave=False, disable=None) as bar:
+                result = measure(place, job, options, bar)
             results.append(result)
             same = torch.equal(result.solutions, results[0].solutions) and torch.equal(
                 result.learned, results[0].learned
@@ -305,26 +315,18 @@ def run(options: Namespace) -> int:
             print(f"{options.rows / result.solving:9.1f}{result.training:9.2f}", end="")
             print(f"{'yes' if same else 'NO':>7}{lost:>11}", flush=True)
             if not same or result.lost:
-                print(f"many_machines.py: {result.name}: not what one core gives", file=sys.stderr)
-                return 1
+                raise command.Failed(f"{result.name}: not what one core gives", status=1)
     print("\nSame: solutions and trained weights equal those of one core, bit by bit.", end="")
     print(" Lost: of a batch during which a worker was killed." if options.kill else "")
     print(verdict(results))
     draw(results, options.out / "many_machines.png")
-    print(f"Wrote {options.out / 'many_machines.png'} ({time.perf_counter() - started:.0f} s).")
-    return 0
+    return options.out / "many_machines.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # the programs need the cores
-    try:
-        return run(options)
-    except (OSError, TimeoutError, dl.Error) as error:
-        print(f"many_machines.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    return command.run(__file__, run, options)
 
 
 if __name__ == "__main__":

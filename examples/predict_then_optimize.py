@@ -16,12 +16,13 @@ import math
 import statistics
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -193,11 +194,8 @@ def draw(tables: dict[str, list[Result]], options: Namespace, file: Path) -> Non
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser(
-        "predict_then_optimize.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter
-    )
+    parser = command.Parser(__file__, __doc__, seed="the first of them", quick={"days": 60, "epochs": 5, "seeds": 2})
     add = parser.add_argument
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--problem", choices=(*PROBLEMS, "both"), default="both", help="which")
     add("--losses", nargs="*", choices=NAMES, metavar="NAME", default=NAMES, help="which")
     add("--degree", type=int, default=6, help="of the polynomial; 1 = a linear model can be right")
@@ -207,11 +205,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--batch", type=int, default=32, help="days in a step")
     add("--lr", type=float, default=0.03, help="learning rate of Adam")
     add("--seeds", type=int, default=5, help="repetitions with new data and weights")
-    add("--seed", type=int, default=0, help="the first of them")
-    add("--quick", action="store_true", help="a few seconds: --days 60 --epochs 5 --seeds 2 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(days=60, epochs=5, seeds=2)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     if min(options.days, options.epochs, options.batch, options.seeds, options.degree) < 1 or not options.losses:
         parser.error("--days, --epochs, --batch, --seeds and --degree must be positive, and --losses not empty")
     if not 0 < options.lr < math.inf or not 0 <= options.noise < 1:
@@ -249,10 +243,9 @@ def compare(problem: Problem, options: Namespace, results: list[Result]) -> None
         print(f"{gain:16}{time.perf_counter() - begun:9.1f}", flush=True)
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Trains, prints a table for each problem, draws the picture."""
-    started, tables = time.perf_counter(), {}
-    options.out.mkdir(parents=True, exist_ok=True)
+    tables: dict[str, list[Result]] = {}
     print("Ctrl-C ends the trainings early.")
     with suppress(KeyboardInterrupt):
         for name in PROBLEMS if options.problem == "both" else [options.problem]:
@@ -263,20 +256,13 @@ def run(options: Namespace) -> None:
         raise KeyboardInterrupt
     print("\nThe gain is on least squares, seed by seed; +- are halves of 95 % intervals.")
     draw(tables, options, options.out / "predict_then_optimize.png")
-    print(f"Wrote {options.out / 'predict_then_optimize.png'} ({time.perf_counter() - started:.0f} s).")
+    return options.out / "predict_then_optimize.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except OSError as error:
-        print(f"predict_then_optimize.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options)
 
 
 if __name__ == "__main__":

@@ -15,17 +15,17 @@ import copy
 import math
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import command
 import torch
 from torch import nn
 
 from difflayers import gates
-from difflayers.errors import Error
 
 try:
     from cifar_images import Batches, Images, load_images, parts
@@ -104,27 +104,25 @@ def draw(points: Sequence[Point], dense: float, layers: list[int], path: Path) -
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("prune_resnet.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(
+        __file__,
+        __doc__,
+        seed="of the split, the weights and the batches",
+        quick={"epochs": 1, "width": 8, "targets": [0.5]},
+    )
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of CIFAR-10's binary or MNIST's idx files")
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--targets", type=float, nargs="+", metavar="SHARE", default=[0.75, 0.5, 0.25, 0.1], help="of the FLOPs")
     add("--epochs", type=int, default=18, help="of the dense training, and again after it")
     add("--blocks", type=int, default=1, help="in each of three stages: 6 * blocks + 2 layers")
     add("--width", type=int, default=16, help="channels of the first stage; the others have two and four times as many")
     add("--batch", type=int, default=64, help="images in a step")
     add("--lr", type=float, default=3e-3, help="learning rate of Adam; a third of it after the dense training")
-    add("--seed", type=int, default=0, help="of the split, the weights and the batches")
-    add("--quick", action="store_true", help="a few seconds: --epochs 1 --width 8 --targets 0.5 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(epochs=1, width=8, targets=[0.5])
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     if min(options.epochs, options.blocks, options.width) < 1 or options.batch < 2 or not 0 < options.lr < math.inf:
         parser.error("--epochs, --blocks, --width and --lr must be positive, and --batch at least 2")
     if not all(0 < target <= 1 for target in options.targets):
         parser.error("--targets must be in (0, 1]")
-    if options.seed < 0:
-        parser.error("--seed must not be negative")
     return options
 
 
@@ -137,10 +135,8 @@ def load(options: Namespace) -> tuple[Images, Images]:
     return training, test
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Trains, prunes, prints the table, draws the picture."""
-    started = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
     training, test = load(options)
     torch.manual_seed(options.seed)
     dense = resnet(training.pixels.shape[1], options.blocks, options.width)
@@ -180,20 +176,13 @@ def run(options: Namespace) -> None:
         print(f"{target:<8g}{GATES:16} {point.widths}")
     path = options.out / "prune_resnet.png"
     draw(points, reached, widths(dense), path)
-    print(f"Wrote {path} ({time.perf_counter() - started:.0f} s).")
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except (OSError, ValueError, Error) as error:
-        print(f"prune_resnet.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options, ValueError)
 
 
 if __name__ == "__main__":

@@ -17,17 +17,17 @@ import sys
 import sysconfig
 import time
 import warnings
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import command
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from difflayers import gates
-from difflayers.errors import Error
 
 try:
     from matplotlib.figure import Figure  # without pyplot: it draws with Agg and needs no display
@@ -248,10 +248,14 @@ def draw(curves: dict[str, Curve], groups: dict[str, dict[str, tuple[int, int]]]
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("prune_transformer.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(
+        __file__,
+        __doc__,
+        seed="of the weights and the batches",
+        quick={"steps": 30, "finetune": 20, "blocks": 2, "width": 48, "heads": 4, "bytes": 100_000},
+    )
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of Python files to use in place of the standard library")
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--target", type=float, default=0.5, help="share of the FLOPs that is left")
     add("--steps", type=int, default=500, help="of the dense model's training")
     add("--finetune", type=int, default=300, help="steps with gates; and after pruning by magnitude")
@@ -262,12 +266,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--blocks", type=int, default=3, help="how many")
     add("--lr", type=float, default=3e-3, help="learning rate of Adam; a third of it after the dense training")
     add("--bytes", type=int, default=1_000_000, help="of text, at most")
-    add("--seed", type=int, default=0, help="of the weights and the batches")
-    add("--quick", action="store_true", help="a few seconds: --steps 30 --finetune 20 --blocks 2 --width 48 --heads 4 "
-        "--bytes 100000 where not given")  # fmt: skip
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(steps=30, finetune=20, blocks=2, width=48, heads=4, bytes=100_000)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     whole = (options.steps, options.finetune, options.batch, options.width, options.heads, options.blocks)
     if min(whole) < 1 or options.width % options.heads or not 0 < options.lr < math.inf:
         parser.error("--steps, --finetune, --batch, --width, --heads, --blocks and --lr must be positive, and --width "
@@ -276,15 +275,13 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         parser.error("--length must be in [2, 1000]")
     if not 0 < options.target <= 1:
         parser.error("--target must be in (0, 1]")
-    if options.bytes < 50_000 or options.seed < 0:
-        parser.error("--bytes must be at least 50000, and --seed not negative")
+    if options.bytes < 50_000:
+        parser.error("--bytes must be at least 50000")
     return options
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Trains, prunes, prints the table, draws the picture."""
-    started = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
     text = load_text(options.data, options.bytes)
     torch.manual_seed(options.seed)
     dense = Transformer(options.length, options.width, options.heads, options.blocks)
@@ -340,20 +337,13 @@ def run(options: Namespace) -> None:
     print(f"\nWhat the gates keep ({fitted.status}):\n{shown}\n")
     path = options.out / "prune_transformer.png"
     draw(curves, groups, path)
-    print(f"Wrote {path} ({time.perf_counter() - started:.0f} s).")
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except (OSError, ValueError, Error) as error:
-        print(f"prune_transformer.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options, ValueError)
 
 
 if __name__ == "__main__":

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 import sys
-import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+import command
 import torch
 from torch import Tensor, nn
 
@@ -128,10 +128,11 @@ def draw_picture(scorer: Scorer, sets: Images, places: int, path: Path) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("rank_digits.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(
+        __file__, __doc__, seed="of the split, the sets and the initial weights", quick={"steps": 40, "batch": 16}
+    )
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of MNIST idx files to use in place of scikit-learn's digits")
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--n", type=int, default=5, help="numbers in a set")
     add("--digits", type=int, choices=range(1, 10), metavar="1..9", default=4, help="digits in a number")
     add("--network", choices=list(dl.sorting.NETWORKS), default="odd_even_merge", help="sorting network")
@@ -142,21 +143,16 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--batch", type=int, default=32, help="sets in a step")
     add("--lr", type=float, default=6e-3, help="peak learning rate")
     add("--regression-lr", type=float, default=2e-2, help="that of the regression, which is best at a higher one")
-    add("--seed", type=int, default=0, help="of the split, the sets and the initial weights")
-    add("--quick", action="store_true", help="a few seconds: --steps 40 --batch 16 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(steps=40, batch=16)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     positive = (options.steps, options.batch, options.steepness, options.lr, options.regression_lr)
     if options.n < 2 or not all(0 < value < math.inf for value in positive):
         parser.error("--n must be at least 2, the other numbers positive and finite")
     return options
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Trains, prints the table, draws the picture."""
-    started, n, places, seed = time.perf_counter(), options.n, options.digits, options.seed
-    options.out.mkdir(parents=True, exist_ok=True)
+    n, places, seed = options.n, options.digits, options.seed
     digits = split(load_digits(options.data), seed)
     check, test = (next(compose(digits[i], (0, 200, 1000)[i], n, places, seed)) for i in (1, 2))
     print(f"Two trainings of {options.steps} steps of {options.batch} sets of {n} numbers; Ctrl-C ends them early.\n")
@@ -177,20 +173,13 @@ def run(options: Namespace) -> None:
     print(f"\nEM: sets with all {n} ranks right, EW: right ranks. Chance {100 / math.factorial(n):.1f}, {100 / n:.1f}.")
     print("Test images are unseen in training. Regression has stronger labels: the numbers, not only their order.")
     draw_picture(rows[1][3], test, places, options.out / "rank_digits.png")
-    print(f"\nWrote {options.out / 'rank_digits.png'} ({time.perf_counter() - started:.0f} s).")
+    return options.out / "rank_digits.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except OSError as error:
-        print(f"rank_digits.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import command
 import numpy as np
 import torch
 from torch import Tensor
@@ -187,10 +188,11 @@ def draw(found: list[tuple[Cloud, Found]], path: Path) -> None:
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("register_scans.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(
+        __file__, __doc__, seed="of the motions, the noise and the samples", quick={"runs": 2}, takes="a second"
+    )
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of rigid_3d3d.npz and bunny_res3.ply, or one of them")
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--inliers", type=float, default=0.2, help="share of right matches of the made problem; a third of it later")
     add("--noise", type=float, default=0.01, help="of its right matches, in sizes of the shape, standard deviation")
     add("--matches", type=int, default=2000, help="matches of the made problem")
@@ -198,26 +200,18 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add("--confidence", type=float, default=0.999, help="with which three right matches are to have been drawn")
     add("--samples", type=int, default=100_000, help="the most samples of a search")
     add("--runs", type=int, default=5, help="searches with different seeds, for the mean")
-    add("--seed", type=int, default=0, help="of the motions, the noise and the samples")
-    add("--quick", action="store_true", help="a second: --runs 2 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(runs=2)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     if min(options.matches, options.samples, options.runs) < 1 or options.matches < 10:
         parser.error("--samples and --runs must be positive, and --matches at least 10")
     if not (0 < options.inliers <= 1 and 0 < options.confidence < 1):
         parser.error("--inliers must be in (0, 1], and --confidence between 0 and 1")
     if not (0 <= options.noise < 1 and 0 < options.threshold < float("inf")):
         parser.error("--noise must be in [0, 1), and --threshold positive")
-    if options.seed < 0:
-        parser.error("--seed must not be negative")
     return options
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Registers, prints the table, draws the picture."""
-    started = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
     header = f"{'':28}{'degrees':>9}{'shift %':>9}{'inliers':>9}{'samples':>9}{'ms':>7}{'solved':>9}"
     drawn: list[tuple[Cloud, Found]] = []
     seeds = range(options.seed, options.seed + options.runs)
@@ -269,20 +263,13 @@ def run(options: Namespace) -> None:
     )
     path = options.out / "register_scans.png"
     draw(drawn, path)
-    print(f"Wrote {path} ({time.perf_counter() - started:.0f} s).")
+    return path
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except OSError as error:
-        print(f"register_scans.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import command
 import numpy as np
 import torch
 from torch import Tensor
@@ -134,7 +135,10 @@ def surco(oracle: dl.oracles.Oracle, instance: Instance, options: Namespace) -> 
     """SurCo of this library, from the route of least expected time."""
     generator = torch.Generator().manual_seed(options.seed)
     search = SurCo(oracle, starts=options.starts)
-    return search.solve(instance.late, costs=instance.mean, oracle_calls=options.calls, generator=generator).solution
+    found = search.solve(instance.late, costs=instance.mean, oracle_calls=options.calls, generator=generator)
+    if found.status == "interrupted":  # it returns its best; here Ctrl-C ends the whole comparison
+        raise KeyboardInterrupt
+    return found.solution
 
 
 METHODS: dict[str, Callable[[dl.oracles.Oracle, Instance, Namespace], Tensor]] = {
@@ -179,26 +183,19 @@ def draw(grid: Grid, cities: dict[str, tuple[Instance, dict[str, Tensor]]], path
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("route_planning.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(__file__, __doc__, seed="of the cities and of the searches", quick={"cities": 3})
     add = parser.add_argument
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--cities", type=int, default=25, help="random cities in each setting")
     add("--calls", type=int, default=60, help="shortest-path solves of a method")
     add("--starts", type=int, default=2, help="of SurCo")
-    add("--seed", type=int, default=0, help="of the cities and of the searches")
-    add("--quick", action="store_true", help="a few seconds: --cities 3 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(cities=3)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     if min(options.cities, options.starts) < 1 or options.calls < 2:
         parser.error("--cities and --starts must be positive, --calls at least 2")
     return options
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Plans, prints the table, draws the picture."""
-    started = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
     names, cells, worst = [*METHODS, "all 8512 routes"], [], 0.0
     print(f"{'probability of arriving in time':34}" + "".join(f"{name:>21}" for name in names) + f"{'worst gap':>12}")
     for setting, (size, largest) in SETTINGS.items():
@@ -237,20 +234,13 @@ def run(options: Namespace) -> None:
     quoted = [(sums["SurCo"], value) for sums, value in cells if value is not None]
     held = sum(ours >= value for ours, value in quoted)
     print(f"It is above the released SurCo-zero, as measured on other cities, in {held} of {len(quoted)}.")
-    print(f"Wrote {options.out / 'route_planning.png'} ({time.perf_counter() - started:.0f} s).")
+    return options.out / "route_planning.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except OSError as error:
-        print(f"route_planning.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options)
 
 
 if __name__ == "__main__":

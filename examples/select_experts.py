@@ -13,12 +13,13 @@ from __future__ import annotations
 import math
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import command
 import torch
 from torch import Tensor, nn
 
@@ -149,20 +150,17 @@ def draw(experts: Experts, chosen: Tensor, numbers: Tensor, rows: list[tuple[str
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("select_experts.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(
+        __file__, __doc__, seed="of the split, the initial weights and the noise", quick={"steps": 100}
+    )
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of MNIST idx files to use in place of scikit-learn's digits")
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--methods", nargs="*", choices=list(METHODS), metavar="NAME", default=list(METHODS), help="which")
     add("--k", type=int, default=3, help="experts that are asked")
     add("--steps", type=int, default=1500, help="training steps of each selector")
     add("--batch", type=int, default=128, help="images in a step")
     add("--lr", type=float, default=5e-3, help="learning rate of Adam")
-    add("--seed", type=int, default=0, help="of the split, the initial weights and the noise")
-    add("--quick", action="store_true", help="a few seconds: --steps 100 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(steps=100)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     if min(options.steps, options.batch) < 1 or not 0 < options.lr < math.inf or not options.methods:
         parser.error("--steps, --batch and --lr must be positive, and --methods not empty")
     if not 1 <= options.k <= EXPERTS:
@@ -170,10 +168,9 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     return options
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Trains, prints the table, draws the picture."""
-    started, k = time.perf_counter(), options.k
-    options.out.mkdir(parents=True, exist_ok=True)
+    k = options.k
     torch.manual_seed(options.seed)
     training, *rest = split(load_digits(options.data), options.seed)
     test = Images(*map(torch.cat, zip(*rest, strict=True)))  # nothing is tuned, so no validation part is needed
@@ -208,20 +205,13 @@ def run(options: Namespace) -> None:
         raise KeyboardInterrupt
     print("\nThe plain classifier is the selector's network, trained to name the digit itself.")
     draw(experts, chosen, test.numbers, rows, options.out / "select_experts.png")
-    print(f"Wrote {options.out / 'select_experts.png'} ({time.perf_counter() - started:.0f} s).")
+    return options.out / "select_experts.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except OSError as error:
-        print(f"select_experts.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options)
 
 
 if __name__ == "__main__":

@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import sys
 import time
-from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import command
 import numpy as np
 import torch
 from torch import Tensor
@@ -147,7 +148,7 @@ def greedy(tables: Tables) -> tuple[Tensor, int]:
             placement = trials[latencies.masked_fill(full, torch.inf).argmin()]
         else:
             return placement, used
-    raise RuntimeError("the greedy placement does not fit into the memory; another --seed, or fewer tables")
+    raise command.Failed("the greedy placement does not fit into the memory; another --seed, or fewer tables")
 
 
 def neighborhood(tables: Tables) -> Callable[[Tensor], Tensor]:
@@ -233,9 +234,10 @@ def surco(
         noise=0.15,
         polish=LocalSearch(neighborhood(tables)) if polish else None,
     )
-    return search.solve(
-        tables.latency, start=start, evaluations=evaluations, oracle_calls=calls, generator=generator
-    ).solution
+    found = search.solve(tables.latency, start=start, evaluations=evaluations, oracle_calls=calls, generator=generator)
+    if found.status == "interrupted":  # it returns its best; here Ctrl-C ends the whole comparison
+        raise KeyboardInterrupt
+    return found.solution
 
 
 METHODS = ("greedy", "greedy + local search", "local search by slope", "SurCo without it", "SurCo")
@@ -279,19 +281,19 @@ def draw(tables: Tables, found: dict[str, tuple[Tensor, float]], path: Path) -> 
 
 
 def parse(argv: Sequence[str] | None) -> Namespace:
-    parser = ArgumentParser("table_sharding.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser = command.Parser(
+        __file__,
+        __doc__,
+        seed="of the tables and of the searches",
+        quick={"models": 1, "evaluations": 600, "calls": 30},
+    )
     add = parser.add_argument
-    add("--out", type=Path, default=Path("out"), metavar="DIR", help="folder for the picture")
     add("--tables", type=int, nargs="+", default=[20, 50], help="sizes of the models")
     add("--devices", type=int, default=4, help="devices")
     add("--models", type=int, default=6, help="random models of each size")
     add("--evaluations", type=int, default=4000, help="of the latency, for every method but greedy")
     add("--calls", type=int, default=60, help="of the oracle, at most")
-    add("--seed", type=int, default=0, help="of the tables and of the searches")
-    add("--quick", action="store_true", help="a few seconds: --models 1 --evaluations 600 where not given")
-    if parser.parse_args(argv).quick:
-        parser.set_defaults(models=1, evaluations=600, calls=30)
-    options = parser.parse_args(argv)
+    options = parser.options(argv)
     if min(options.models, options.calls) < 1 or min(options.tables) < 2 or options.devices < 2:
         parser.error("--models and --calls must be positive, --tables and --devices at least 2")
     if options.evaluations <= max(options.tables) * options.devices * 2:
@@ -299,10 +301,8 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     return options
 
 
-def run(options: Namespace) -> None:
+def run(options: Namespace) -> Path:
     """Places, prints the table, draws the picture."""
-    started = time.perf_counter()
-    options.out.mkdir(parents=True, exist_ok=True)
     print(f"{'':10}{'mean latency, ms, and gain on greedy; at least as good as greedy + local search; seconds'}")
     for count in options.tables:
         generator = torch.Generator().manual_seed(options.seed)
@@ -324,20 +324,13 @@ def run(options: Namespace) -> None:
             )
         assert tables is not None
         draw(tables, found, options.out / "table_sharding.png")
-    print(f"Wrote {options.out / 'table_sharding.png'} ({time.perf_counter() - started:.0f} s).")
+    return options.out / "table_sharding.png"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     torch.set_num_threads(1)  # as fast as two for tensors this small, and it does not suffer on a busy machine
-    try:
-        run(options)
-    except (OSError, RuntimeError) as error:
-        print(f"table_sharding.py: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return command.run(__file__, run, options)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+
+from tests import offline
 
 for package in ("sklearn", "matplotlib", "tqdm"):
     pytest.importorskip(package)
@@ -40,11 +43,15 @@ def loader() -> ModuleType:
 
 
 def python(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    # the script finds the package where the tests do, installed or not
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(paths)}
+    """Runs Python as a user would, but without a network; what tries to use it fails the test."""
     command = [sys.executable, "-W", "ignore", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    with tempfile.TemporaryDirectory() as folder:
+        environment = os.environ | {"OMP_NUM_THREADS": "1"} | offline.environment(Path(folder))
+        # the script finds the package where the tests do, installed or not
+        environment["PYTHONPATH"] += f"{os.pathsep}{ROOT}"
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+        assert offline.attempts(Path(folder)) == []
+    return done
 
 
 def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import _checks, protocols
-from ..errors import UnsupportedOperationError
+from ..errors import DegenerateModelError, UnsupportedOperationError
 from ._search import Problems, Settings, hypotheses_of, inliers_of, search
 from .refiners import Refiner
 from .refiners.base import default_refiner
@@ -53,6 +53,7 @@ class RANSAC(nn.Module):
             it above what random points of your own number, range and threshold reach.
         keep_hypotheses: whether the result has all hypotheses; default in training only. Those of a search take
             O(max_iterations) memory and have no gradient.
+        on_failure: "nan": a problem that cannot be solved has a NaN model and a status; "raise": that is an error.
 
     Returns:
         Of a call with points `[..., n, d]`, and optionally logits or probabilities `[..., n]` (how much each point is
@@ -65,9 +66,8 @@ class RANSAC(nn.Module):
             `MinimalSolver`.
         ValueError: shapes that do not fit, both logits and probabilities, NaN or +inf logits, probabilities that are
             negative or not finite, settings out of range.
+        DegenerateModelError: with on_failure="raise", a problem has no model; the whole result is in `.result`.
         UnsupportedOperationError: under torch.func transforms and torch.export.
-
-        Problems that cannot be solved raise nothing: their `status` says why, and their model is NaN.
 
     Cost:
         O(samples x points) time; memory O(samples + points), as scores are computed without forming all residuals.
@@ -106,6 +106,7 @@ class RANSAC(nn.Module):
         candidates: int = 4,
         min_inliers: int | None = None,
         keep_hypotheses: bool | None = None,
+        on_failure: str = "nan",
     ) -> None:
         super().__init__()
         name = "difflayers.ransac.RANSAC"
@@ -136,6 +137,7 @@ class RANSAC(nn.Module):
         self.keep_hypotheses = (
             None if keep_hypotheses is None else _checks.boolean(name, "keep_hypotheses", keep_hypotheses)
         )
+        self.on_failure = _checks.choice(name, "on_failure", on_failure, ("nan", "raise"))
 
     def forward(
         self,
@@ -175,7 +177,10 @@ class RANSAC(nn.Module):
         else:
             model, score, iterations, kept = self._search(problems, enough, keep, generator)
         model, score = self._refined(model, score, problems)
-        return self._result(problems, enough, batch_shape, model, score, iterations, kept if keep else None)
+        result = self._result(problems, enough, batch_shape, model, score, iterations, kept if keep else None)
+        if self.on_failure == "raise":
+            _raise_failures(result)
+        return result
 
     def _problems(
         self, points: Tensor, logits: Tensor | None, probabilities: Tensor | None, mask: Tensor | None
@@ -362,6 +367,20 @@ class RANSAC(nn.Module):
         """The settings, as repr shows them."""
         parts = [f"model={self.model!r}", f"sampler={self.sampler!r}", f"refiner={self.refiner!r}"]
         return ", ".join([*parts, f"confidence={self.confidence:g}", f"max_iterations={self.max_iterations}"])
+
+
+def _raise_failures(result: RansacResult) -> None:
+    """Names the problems without a model."""
+    status = result.status.flatten()
+    rows = (status != RansacStatus.FOUND).nonzero().squeeze(-1).tolist()
+    if rows:
+        reason = RansacStatus(int(status[rows[0]])).name
+        raise DegenerateModelError(
+            f"difflayers.ransac.RANSAC: {len(rows)} of {len(status)} problems have no model, the first is row "
+            f"{rows[0]} ({reason}); the others are in .result, and on_failure='nan' returns them with a status",
+            rows,
+            result,
+        )
 
 
 def _per_point(function: str, name: str, value: Tensor, points: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ import bench_projections
 import polynomial_programming
 import torch
 from measure import machine
+from pages import publish
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = ("tests/estimators/test_kernels.py", "tests/subsets/test_projections.py")
@@ -63,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = "\n\n".join(parts) + "\n"
     print(text)
     if options.out:
-        options.out.write_text(text)
+        publish(options.out, text)
         print(f"written to {options.out}")
     return 0
 

@@ -20,6 +20,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+from pages import publish
+
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 TESTS = ("tests/ransac/test_scoring.py", "tests/ransac/test_epipolar_solvers.py", "tests/ransac/test_ransac.py")
 PEERS = {"kornia": "kornia", "poselib": "poselib", "cv2": "opencv-python-headless"}
@@ -154,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
         page[section.title] = measured(section, options.quick, options.data)
         text = assembled(page)
         if options.out:
-            options.out.write_text(text)  # after each section: some take long
+            publish(options.out, text)  # after each section: some take long
     print(text)
     return 0
 

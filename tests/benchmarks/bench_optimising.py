@@ -19,6 +19,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from pages import publish
+
 HERE, ROOT = Path(__file__).resolve().parent, Path(__file__).resolve().parents[2]
 TESTS = ("tests/oracles/test_graph_oracles.py", "tests/oracles/test_knapsack.py", "tests/rules/test_against_pyepo.py",
          "tests/surrogates/test_against_pyepo.py", "tests/surrogates/test_surco.py")  # fmt: skip
@@ -100,7 +102,7 @@ def main(arguments: list[str] | None = None) -> int:
         page[SECTIONS[name].title] = measured(SECTIONS[name], options.quick)
         text = "\n\n".join([INTRODUCTION, *(page[s.title] for s in SECTIONS.values() if s.title in page)]) + "\n"
         if options.out:
-            options.out.write_text(text)  # after each section: some take long
+            publish(options.out, text)  # after each section: some take long
     print(text)
     return 0
 

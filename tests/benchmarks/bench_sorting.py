@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from measure import machine, saved_floats, side_by_side, trained
+from pages import publish
 from torch import Tensor
 
 import difflayers as dl
@@ -209,7 +210,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = "\n\n".join(parts) + "\n"
     print("\n\n".join(parts[-6:]))
     if options.out:
-        options.out.write_text(text)
+        publish(options.out, text)
         print(f"written to {options.out}")
     return 0
 

@@ -1,6 +1,7 @@
 """The loop: what it finds, its gradients, status of each problem, bad input."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -182,6 +183,20 @@ def test_garbage_has_no_model():
     logits = torch.full((20,), -torch.inf)
     logits[3] = 0
     assert line_layer()(torch.rand(20, 2), logits).status == RansacStatus.TOO_FEW_POINTS
+
+
+def test_failures_raise_on_request():
+    points = torch.stack([scenes.lines(1, 60, 30)[0], torch.full((60, 2), 0.3, dtype=torch.float64)])
+    layer = line_layer(on_failure="raise")
+    with pytest.raises(dl.DegenerateModelError, match=r"1 of 2 problems .* row 1 \(DEGENERATE\)") as caught:
+        layer(points)
+    error = pickle.loads(pickle.dumps(caught.value))
+    assert error.rows == [1]
+    assert error.result.status.tolist() == [RansacStatus.FOUND, RansacStatus.DEGENERATE]
+    assert error.result.model[0].isfinite().all()
+    assert layer(points[0]).status == RansacStatus.FOUND
+    with pytest.raises(ValueError, match="'on_failure' must be one of"):
+        line_layer(on_failure="previous")
 
 
 @pytest.mark.parametrize("training", [False, True])
