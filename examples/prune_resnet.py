@@ -11,6 +11,7 @@ Without --data the images are scikit-learn's digits; a folder of CIFAR-10's bina
 
 from __future__ import annotations
 
+import copy
 import math
 import sys
 import time
@@ -24,10 +25,13 @@ import command
 import torch
 from torch import nn
 
+from difflayers import gates
+
 try:
     from cifar_images import Batches, Images, load_images, parts
     from matplotlib.figure import Figure  # without pyplot: it draws with Agg and needs no display
     from pruning_methods import (
+        FLOOR,
         Task,
         accuracy,
         by_gates,
@@ -45,7 +49,7 @@ except ImportError as error:
     sys.exit(f"prune_resnet.py: {error}; run: pip install 'difflayers[examples]'")
 
 GATES, L1, PEER = "trainable gates", "L1 magnitude", "Torch-Pruning"
-CRITERIA = ("L1, uniform", "L2, global", "Taylor, global")  # of Torch-Pruning
+CRITERIA = ("L1, uniform", "L2, global", "Taylor, global")  # of Torch-Pruning; bench_pruning.py has more
 COLOURS = {GATES: "#0969da", L1: "#bc4c00", PEER: "#8250df"}
 
 
@@ -109,7 +113,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of CIFAR-10's binary or MNIST's idx files")
     add("--targets", type=float, nargs="+", metavar="SHARE", default=[0.75, 0.5, 0.25, 0.1], help="of the FLOPs")
-    add("--epochs", type=int, default=12, help="of the dense training, and again after it")
+    add("--epochs", type=int, default=18, help="of the dense training, and again after it")
     add("--blocks", type=int, default=1, help="in each of three stages: 6 * blocks + 2 layers")
     add("--width", type=int, default=16, help="channels of the first stage; the others have two and four times as many")
     add("--batch", type=int, default=64, help="images in a step")
@@ -124,7 +128,8 @@ def parse(argv: Sequence[str] | None) -> Namespace:
 
 def load(options: Namespace) -> tuple[Images, Images]:
     """To train on and to test on."""
-    training, test = parts(load_images(options.data), options.seed)
+    # of the few digits half, so that there are enough to tell the methods apart
+    training, test = parts(load_images(options.data), options.seed, 0.5 if options.data is None else 0.8)
     if options.batch > len(training.numbers):
         raise OSError(f"--batch must be at most the {len(training.numbers)} images to train on, got {options.batch}")
     return training, test
@@ -135,6 +140,9 @@ def run(options: Namespace) -> Path:
     training, test = load(options)
     torch.manual_seed(options.seed)
     dense = resnet(training.pixels.shape[1], options.blocks, options.width)
+    gated = gates.attach(copy.deepcopy(dense), training.pixels[:1])
+    for target in options.targets:  # refuses what cannot be had before anything is trained
+        gates.project(gated, target, floors=FLOOR, apply=False)
     print(f"{len(training.numbers)} images to train on, {len(test.numbers)} to test on. Ctrl-C ends it early.\n")
 
     def task(name: str, rate: float) -> Task:

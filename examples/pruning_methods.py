@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from difflayers import gates
 
+FLOOR = 1 / 8  # of a layer's channels stays, whatever the method
+
 
 class Block(nn.Module):
     """Two 3x3 convolutions and a shortcut."""
@@ -49,7 +51,7 @@ class Schedule:
     """Adam whose rate falls to nothing along a cosine."""
 
     def __init__(self, model: nn.Module, rate: float, steps: int) -> None:
-        self.optimiser = torch.optim.Adam(model.parameters(), rate)
+        self.optimiser = torch.optim.Adam(model.parameters(), rate, fused=True)
         self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimiser, max(1, steps))
 
     def step(self, *_: Any) -> None:
@@ -114,7 +116,7 @@ class Task(NamedTuple):
     bar: Callable[[Iterable[int]], Any]
 
 
-def by_gates(dense: nn.Module, target: float, task: Task, **settings: Any) -> nn.Module:
+def by_gates(dense: nn.Module, target: float, task: Task) -> nn.Module:
     """Trainable gates: network and gates are trained together, then what the gates leave."""
     gated = gates.attach(copy.deepcopy(dense), task.example)
     steps = task.epochs * len(task.batches)
@@ -127,8 +129,8 @@ def by_gates(dense: nn.Module, target: float, task: Task, **settings: Any) -> nn
         schedule.step()
 
     fitted = gates.fit(
-        gated, cross_entropy, task.batches, target=target, epochs=task.epochs,
-        optimizer=schedule.optimiser, callback=after_step, progress=False, **settings,
+        gated, cross_entropy, task.batches, target=target, epochs=task.epochs, floors=FLOOR,
+        optimizer=schedule.optimiser, callback=after_step, progress=False,
     )  # fmt: skip
     next(epochs, None)  # closes the bar
     if fitted.status == "interrupted":
@@ -139,7 +141,7 @@ def by_gates(dense: nn.Module, target: float, task: Task, **settings: Any) -> nn
 def by_l1(dense: nn.Module, target: float, task: Task) -> nn.Module:
     """The same surgery by the L1 norms of the weights that make a channel, then training."""
     gated = gates.attach(copy.deepcopy(dense), task.example)
-    gates.project(gated, target, scores=gates.importance_by_magnitude(gated))
+    gates.project(gated, target, scores=gates.importance_by_magnitude(gated), floors=FLOOR)
     small = gates.prune(gated)
     train(small, task.batches, task.epochs, task.rate, task.bar)
     return small
@@ -155,7 +157,6 @@ def torch_pruning_criteria() -> dict[str, Callable[[], Any]]:
         return {}
     return {
         "L1, uniform": lambda: importance.MagnitudeImportance(p=1),
-        "L2, uniform": lambda: importance.MagnitudeImportance(p=2),
         "L1, global": lambda: importance.MagnitudeImportance(p=1),
         "L2, global": lambda: importance.MagnitudeImportance(p=2),
         "BN scale, global": lambda: importance.BNScaleImportance(),
@@ -179,7 +180,7 @@ def by_torch_pruning(dense: nn.Module, target: float, task: Task, criterion: str
     last = [module for module in small.modules() if isinstance(module, nn.Linear)][-1]
     pruner = MetaPruner(
         small, task.example, importance=torch_pruning_criteria()[criterion](), global_pruning="global" in criterion,
-        pruning_ratio=1.0, max_pruning_ratio=15 / 16, iterative_steps=400, ignored_layers=[last],
+        pruning_ratio=1.0, max_pruning_ratio=1 - FLOOR, iterative_steps=400, ignored_layers=[last],
     )  # fmt: skip
     for _ in range(400):
         if flops(small, task.example) <= wanted:

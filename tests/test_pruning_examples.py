@@ -200,11 +200,17 @@ def test_bad_options(name: str, options: list[str], capsys: pytest.CaptureFixtur
     assert options[0] in capsys.readouterr().err
 
 
-def test_infeasible_target_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--quick", "--target", "0.01", "--data", str(ROOT / "difflayers"), "--out", str(tmp_path)]
-    assert load("prune_transformer").main(arguments) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "'target' must be at least" in line
+def test_infeasible_targets_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = ["--data", str(ROOT / "difflayers"), "--blocks", "1", "--out", str(tmp_path)]
+    for name, arguments in (
+        ("prune_resnet", ["--targets", "0.5", "0.01"]),
+        ("prune_transformer", ["--target", "0.01"]),
+    ):
+        more = data if name == "prune_transformer" else data[2:]
+        assert load(name).main(["--quick", *arguments, *more]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith(f"{name}.py: ")
+        assert "'target' must be at least" in line
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child")
