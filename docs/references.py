@@ -37,25 +37,28 @@ def speaks_for_itself(name: str) -> bool:
     return "." in name or "_" in name or name != name.lower()
 
 
-def entry(code: str) -> str | None:
-    """The full name of what a piece of code mentions first."""
+def entry(code: str, *, alone: bool = True) -> str | None:
+    """The full name of what a piece of code mentions first; alone: whether also without `dl.`."""
     found = NAME.match(code)
     if found is None or code[found.end() : found.end() + 1] not in ("", "(", ".", "["):
         return None
     name = re.sub(r"^(dl|difflayers)\.", "difflayers.", found[0])
-    while name and name != "difflayers":
-        for known in (name, name.removeprefix("difflayers."), name.rpartition(".")[2]):  # aliases: `dl.Blackbox`
+    ours = name.startswith("difflayers.")
+    while name and name != "difflayers" and (ours or alone):
+        aliases = (name.removeprefix("difflayers."), name.rpartition(".")[2]) if ours else ()  # `dl.Blackbox`
+        for known in (name, *aliases):
             if known in _entries:
                 return _entries[known]
         name = name.rpartition(".")[0]
     return None
 
 
-def on_page_content(content: str, **_: Any) -> str:
+def on_page_content(content: str, page: Any, **_: Any) -> str:
     """Called with the HTML of each page; mkdocs-autorefs then makes links of it."""
+    alone = page.file.src_uri != "coming-from.md"  # where names alone are others'
 
     def link(match: re.Match[str]) -> str:
-        name = match["code"] and entry(match["code"])
+        name = match["code"] and entry(match["code"], alone=alone)
         return f'<autoref identifier="{name}">{match[0]}</autoref>' if name else match[0]
 
     return CODE.sub(link, content)
