@@ -10,7 +10,7 @@ from difflayers.ransac import Best, Hypotheses, Mean, Softmax, expected_loss
 from difflayers.ransac.samplers._log_probability import log_probability
 from difflayers.ransac.selection import Selection
 
-RULES = [Mean(), Softmax(0.7), Best()]
+RULES = [Mean(), Softmax(0.7), Best(), Best(of=2)]
 each_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
 
 
@@ -149,7 +149,7 @@ def test_cosine_of_sets_of_five(seed):
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (2, 5, 2), (4, 1, 3), (2, 0, 3), (3, 4, 0)])
-@pytest.mark.parametrize("rule", [Mean(), Softmax(0.7), Softmax(1e-3), Softmax(1e6), Best()], ids=repr)
+@pytest.mark.parametrize("rule", [Mean(), Softmax(0.7), Softmax(1e-3), Softmax(1e6), Best(), Best(of=1), Best(of=3)], ids=repr)
 def test_leave_one_out_against_its_definition(rule, shape):
     for seed in range(5):
         losses, scores, valid = random_hypotheses(*shape, seed=seed)
@@ -169,7 +169,8 @@ def test_leave_one_out_of_a_dominating_draw(rule):
     scores = torch.tensor([[3000.0], [1000.0], [2000.0], [0.0]], dtype=torch.float64)
     losses, valid = torch.arange(1.0, 5.0, dtype=torch.float64).unsqueeze(-1), torch.ones(4, 1, dtype=torch.bool)
     found = rule.without_each(losses, scores, valid)
-    expected = [3.0, 8 / 3, 7 / 3, 2.0] if isinstance(rule, Mean) else [3.0, 1.0, 1.0, 1.0]
+    by_rule = {"Mean()": [3.0, 8 / 3, 7 / 3, 2.0], "Best(of=2)": [8 / 3, 5 / 3, 4 / 3, 5 / 3]}
+    expected = by_rule.get(repr(rule), [3.0, 1.0, 1.0, 1.0])
     assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12)
 
 
