@@ -187,7 +187,8 @@ class Best(Selection):
         `[..., H]`, and how many have one, `[..., 1]`."""
         lowest = torch.finfo(scores.dtype).min
         known = torch.where(valid, scores.detach().clamp(min=lowest), -torch.inf)
-        values, slots = known.sort(dim=-1, descending=True, stable=True)  # of equal ones the first; max does not promise it
+        # stable: of equal ones the first, which max does not promise
+        values, slots = known.sort(dim=-1, descending=True, stable=True)
         order = values[..., 0].sort(dim=-1, descending=True, stable=True).indices
         return slots[..., :1], order, valid.any(-1).sum(-1, keepdim=True)
 
