@@ -198,7 +198,7 @@ def _resampled(
     generator: torch.Generator | None,
 ) -> tuple[Tensor, Tensor]:
     """The models `[B, *model_shape]` that are the best so far, improved by samples of their own inliers as long as that
-    goes on; not those that end the search as they are.
+    goes on; not those with so many inliers that a search without logits would end with them.
 
     Among the inliers of a model that is partly right, more points are good than among all: with 20 % inliers a sample
     of 7 good points is not to be expected in 10,000, but one of 5 is, and its inliers lead to the rest. (Inner RANSAC:
@@ -207,7 +207,9 @@ def _resampled(
     solver, size = settings.solver, settings.solver.sample_size
     for _ in range(RESAMPLINGS):
         with_inliers = inliers_of(solver, model, problems) & (problems.logits > -torch.inf)
-        needed = settings.sampler.needed(problems.logits, with_inliers, size, settings.confidence)
+        # By their number, not by how likely they are to be drawn: that one good sample was drawn ends a search, but of
+        # points that a guide draws again and again it may be a poor one.
+        needed = Uniform().needed(problems.logits, with_inliers, size, settings.confidence)
         at = ((with_inliers.sum(-1) > size) & (score > so_far) & (needed > drawn)).nonzero().squeeze(-1)
         if not len(at):
             break

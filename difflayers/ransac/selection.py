@@ -120,35 +120,89 @@ class Softmax(Selection):
 
 
 class Best(Selection):
-    """The hypothesis with the largest score alone (of equal ones the first), as RANSAC does. No gradient by scores.
+    r"""The hypothesis with the largest score alone (of equal ones the first), as RANSAC does. No gradient by scores.
+
+    With `of=k` the loss is that of the best of k of the draws, in the mean over all such choices from the H at hand:
+    with the n draws that have a valid hypothesis in the order of their scores, the r-th has the weight
+
+    $$w_r = \binom{n - r}{k - 1} \Big/ \binom{n}{k}, \qquad r = 1, \dots, n.$$
+
+    k = 1 is the mean over the draws, k = H their best alone. In between lies what a search of k samples needs: one
+    good draw of k. A problem where that is certain has hardly a gradient any more, and others get it; and the gradient
+    of H draws has less noise than that of the best of k alone.
+
+    Args:
+        of: k, how many draws the best one is of, positive; more than there are means all of them. None: all.
+
+    Raises:
+        TypeError, ValueError: k that is not a positive integer.
 
     Cost, transforms:
-        O(H S); no gradient by the scores.
+        O(H S) and a sort of the draws; no gradient by the scores.
+
+    References:
+        The mean over all choices is a U-statistic: Hoeffding, "A Class of Statistics with Asymptotically Normal
+        Distribution", Annals of Mathematical Statistics 1948.
 
     Example:
         >>> import torch, difflayers as dl
         >>> scores, valid = torch.tensor([[3.0], [1.0], [2.0]]), torch.tensor([[False], [True], [True]])
         >>> dl.ransac.Best().weights(scores, valid).squeeze(-1)
         tensor([0., 0., 1.])
+        >>> dl.ransac.Best(of=2).weights(scores, torch.ones_like(valid)).squeeze(-1)  # best of 2 of the 3
+        tensor([0.6667, 0.0000, 0.3333])
     """
 
+    def __init__(self, of: int | None = None) -> None:
+        self.of = None if of is None else _checks.integer("difflayers.ransac.Best", "of", of, minimum=1)
+
     def weights(self, scores: Tensor, valid: Tensor) -> Tensor:
-        """`[..., H, S]`, one 1 a problem."""
-        flat = torch.where(valid, scores.detach(), -torch.inf).flatten(-2)
-        if not flat.shape[-1]:
-            return torch.zeros_like(scores)
-        # the first of equal ones; argmax does not promise that
-        first = ((flat == flat.amax(-1, keepdim=True)) & valid.flatten(-2)).byte().cumsum(-1)
-        only = (first == 1) & (first.diff(dim=-1, prepend=torch.zeros_like(first[..., :1])) == 1)
-        return only.view_as(scores).to(scores.dtype)
+        """`[..., H, S]`, of each draw one model at most."""
+        result = torch.zeros_like(scores)
+        if not scores.numel():
+            return result
+        slot, order, number = self._ranked(scores, valid)
+        of_draws = torch.zeros_like(scores[..., 0]).scatter(-1, order, self._of_ranks(number, scores))
+        return result.scatter(-1, slot, of_draws.unsqueeze(-1))
 
     def without_each(self, losses: Tensor, scores: Tensor, valid: Tensor) -> Tensor:
-        """`[..., H]`, in O(H S): the loss of the best, but of the best of the others without its draw."""
-        chosen = self.weights(scores, valid)
-        draw = chosen.bool().any(-1)
-        second = self.weights(scores, valid & ~draw.unsqueeze(-1))
-        loss, other = ((w * losses).sum((-2, -1)).unsqueeze(-1) for w in (chosen, second))
-        return torch.where(draw, other, loss)
+        """`[..., H]`, in O(H S): without the r-th, those after it move up by one."""
+        if not scores.numel():
+            return torch.zeros(scores.shape[:-1], dtype=losses.dtype, device=losses.device)
+        slot, order, number = self._ranked(scores, valid)
+        sorted_losses = losses.gather(-1, slot).squeeze(-1).gather(-1, order)
+        ranks = torch.arange(order.shape[-1], device=order.device)
+        counts = (ranks < number).to(losses.dtype) * sorted_losses
+        fewer = self._of_ranks((number - 1).clamp(min=0), losses)
+        stay, move = fewer * counts, torch.nn.functional.pad(fewer[..., :-1], (1, 0)) * counts
+        before = stay.cumsum(-1) - stay
+        after = move.flip(-1).cumsum(-1).flip(-1) - move
+        whole = (self._of_ranks(number, losses) * counts).sum(-1, keepdim=True)
+        of_ranks = torch.where(ranks < number, before + after, whole)
+        return torch.zeros_like(of_ranks).scatter(-1, order, of_ranks)
+
+    @staticmethod
+    def _ranked(scores: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The best slot of each draw `[..., H, 1]`, the draws from the best to the worst and then those without any
+        `[..., H]`, and how many have one, `[..., 1]`."""
+        lowest = torch.finfo(scores.dtype).min
+        known = torch.where(valid, scores.detach().clamp(min=lowest), -torch.inf)
+        # stable: of equal ones the first, which max does not promise
+        values, slots = known.sort(dim=-1, descending=True, stable=True)
+        order = values[..., 0].sort(dim=-1, descending=True, stable=True).indices
+        return slots[..., :1], order, valid.any(-1).sum(-1, keepdim=True)
+
+    def _of_ranks(self, number: Tensor, like: Tensor) -> Tensor:
+        """The weights `[..., H]` of the best, the second best, ... of so many draws `[..., 1]`."""
+        number = number.to(like.dtype)
+        chosen = number if self.of is None else number.clamp(max=self.of)
+        ranks = torch.arange(1, like.shape[-2], dtype=like.dtype, device=like.device)
+        left = number - ranks
+        ratio = torch.where(left > 0, (left + 1 - chosen) / torch.where(left > 0, left, 1), 0)
+        return torch.cat([chosen / number.clamp(min=1), ratio.clamp(min=0)], -1).cumprod(-1)
+
+    def __repr__(self) -> str:
+        return "Best()" if self.of is None else f"Best(of={self.of})"
 
 
 def _mean_of_others(losses: Tensor, weights: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from difflayers.ransac import Best, Hypotheses, Mean, Softmax, expected_loss
 from difflayers.ransac.samplers._log_probability import log_probability
 from difflayers.ransac.selection import Selection
 
-RULES = [Mean(), Softmax(0.7), Best()]
+RULES = [Mean(), Softmax(0.7), Best(), Best(of=2)]
 each_rule = pytest.mark.parametrize("rule", RULES, ids=repr)
 
 
@@ -149,7 +149,7 @@ def test_cosine_of_sets_of_five(seed):
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (2, 5, 2), (4, 1, 3), (2, 0, 3), (3, 4, 0)])
-@pytest.mark.parametrize("rule", [Mean(), Softmax(0.7), Softmax(1e-3), Softmax(1e6), Best()], ids=repr)
+@pytest.mark.parametrize("rule", [*RULES, Softmax(1e-3), Softmax(1e6), Best(of=1), Best(of=3)], ids=repr)
 def test_leave_one_out_against_its_definition(rule, shape):
     for seed in range(5):
         losses, scores, valid = random_hypotheses(*shape, seed=seed)
@@ -169,7 +169,8 @@ def test_leave_one_out_of_a_dominating_draw(rule):
     scores = torch.tensor([[3000.0], [1000.0], [2000.0], [0.0]], dtype=torch.float64)
     losses, valid = torch.arange(1.0, 5.0, dtype=torch.float64).unsqueeze(-1), torch.ones(4, 1, dtype=torch.bool)
     found = rule.without_each(losses, scores, valid)
-    expected = [3.0, 8 / 3, 7 / 3, 2.0] if isinstance(rule, Mean) else [3.0, 1.0, 1.0, 1.0]
+    by_rule = {"Mean()": [3.0, 8 / 3, 7 / 3, 2.0], "Best(of=2)": [8 / 3, 5 / 3, 4 / 3, 5 / 3]}
+    expected = by_rule.get(repr(rule), [3.0, 1.0, 1.0, 1.0])
     assert torch.allclose(found, torch.tensor(expected, dtype=torch.float64), rtol=1e-12)
 
 
@@ -182,6 +183,18 @@ def test_weights():
     found = Softmax(0.5).weights(scores, valid)
     assert torch.allclose(found[valid], expected)
     assert (found[~valid] == 0).all()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 9])
+def test_best_of_k_against_all_choices(k):
+    """The mean, over all choices of k of the draws that have a valid model, of the loss of the best model."""
+    for seed in range(5):
+        losses, scores, valid = random_hypotheses(6, 2, seed=seed)
+        draws = valid.any(-1).nonzero().flatten().tolist()
+        choices = list(itertools.combinations(draws, min(k, len(draws))))
+        best = [(Best().weights(scores[list(c)], valid[list(c)]) * losses[list(c)]).sum() for c in choices]
+        found = (Best(of=k).weights(scores, valid) * losses).sum()
+        assert torch.allclose(found, torch.stack(best).mean(), rtol=1e-12)
 
 
 @pytest.mark.parametrize("rule", [*RULES, Squared()], ids=repr)
@@ -238,6 +251,10 @@ def test_bad_input():
         expected_loss(hypotheses, torch.where(valid, torch.nan, losses))
     with pytest.raises(ValueError, match="'temperature'"):
         Softmax(0.0)
+    with pytest.raises(ValueError, match="'of'"):
+        Best(of=0)
+    with pytest.raises(TypeError, match="'of'"):
+        Best(of=2.5)
 
 
 def test_through_the_layer():

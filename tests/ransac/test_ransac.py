@@ -8,7 +8,7 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 import difflayers as dl
-from difflayers.ransac import RansacStatus
+from difflayers.ransac import RansacStatus, _search
 
 from . import scenes
 
@@ -359,3 +359,21 @@ def test_model_must_be_an_instance():
         dl.ransac.RANSAC(dl.ransac.Line2D, threshold=1.0)
     with pytest.raises(ValueError, match="threshold"):
         dl.ransac.RANSAC(LINE, threshold=torch.tensor([0.1, 0.2, 0.3]))(torch.rand(2, 5, 2))
+
+
+def test_poor_models_are_resampled_whatever_the_logits():
+    """A guide that draws a few inliers of a model again and again does not make it good enough to be left as it is."""
+    points = scenes.lines(1, 300, 90, noise=0.003)
+    threshold = torch.tensor([0.01], dtype=torch.float64)
+    poor = TRUTH.unsqueeze(0) + torch.tensor([0.04, 0, -0.03], dtype=torch.float64)
+    inliers = LINE.residual(poor, points) < threshold
+    assert 20 < inliers.sum() < 60
+    layer = line_layer(local=None)
+    settings = _search.Settings(LINE, layer.sampler, layer.scorer, layer.local, 0.999, 64, 4, False)
+    for logits in (torch.zeros(1, 300, dtype=torch.float64), torch.where(inliers, 0.0, -20.0).double()):
+        problems = _search.Problems(points, None, logits, threshold)
+        score = _search._scores(settings, poor.unsqueeze(1), problems, torch.ones(1, 1, dtype=torch.bool)).squeeze(1)
+        _, after = _search._resampled(
+            settings, problems, poor, score, torch.zeros_like(score), 64, torch.Generator().manual_seed(0)
+        )
+        assert after > 1.3 * score
