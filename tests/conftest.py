@@ -3,6 +3,7 @@
 import os
 import signal
 
+import hypothesis
 import pytest
 import torch
 
@@ -14,6 +15,19 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in pytest-xdist's worke
 
 # also fills the memory of new tensors with NaN, the kernels' outputs included
 torch.use_deterministic_algorithms(True)
+
+
+# the same examples at every run; `make hypothesis` looks further, at other ones every time
+hypothesis.settings.register_profile("suite", deadline=None, database=None, max_examples=80, derandomize=True)
+hypothesis.settings.register_profile(
+    "thorough",
+    deadline=None,
+    database=None,
+    max_examples=int(os.environ.get("EXAMPLES", "2000")),
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 
 
 def pytest_runtest_setup(item):
