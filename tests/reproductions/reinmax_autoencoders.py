@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 import categorical_vae
-from common import Claim, Row, Store, load, main, markdown, pairs, parse, parser, shown, values, verdict
+from base import Claim, Row, Store, load, main, markdown, pairs, parse, parser, shown, values, verdict
 from digit_images import load_digits, split
 from tqdm import tqdm
 
