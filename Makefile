@@ -2,6 +2,7 @@
 #   make demo    trains a network from order labels alone on real images, draws out/rank_digits.png
 #   make test    the whole test-suite
 #   make bench   speed and memory against the peers, into docs/benchmarks*.md
+#   make reproduce  the papers' experiments, into docs/reproductions.md: hours; ARGS=--quick for minutes
 #   make docs    the documentation site, into site/
 #   make lint    ruff and pyright
 #   make sanitize  the kernels' tests under AddressSanitizer and UBSan
@@ -15,7 +16,7 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 # here a failed compile is an error, not a fallback
 export DIFFLAYERS_REQUIRE_KERNELS := 1
 
-.PHONY: demo test bench docs lint sanitize wheel clean
+.PHONY: demo test bench reproduce docs lint sanitize wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/rank_digits.py $(ARGS)
@@ -29,6 +30,9 @@ bench: $(VENV)/peers
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_choosing.py --out docs/benchmarks-choosing.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_optimising.py --out docs/benchmarks-optimising.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_fitting.py --out docs/benchmarks-fitting.md $(ARGS)
+
+reproduce: $(VENV)/peers
+	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/reproductions/run_all.py $(ARGS)
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

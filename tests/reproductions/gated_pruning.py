@@ -34,7 +34,7 @@ def from_log(text: str) -> dict[int, list[Row]]:
 
 def of_seed(seed: int, options: Namespace) -> list[Row]:
     """All methods and targets of a seed, computed."""
-    from bench_pruning import measure
+    from bench_pruning import measure  # the peers' packages take a while
 
     return [
         {"method": row.method, "target": row.target, "accuracy": row.accuracy, "loss": row.loss, "share": row.share}
