@@ -53,6 +53,11 @@ def test_every_experiment_has_a_table_and_claims(results: Path) -> None:
     assert "nan" not in page
 
 
+def test_the_page_is_that_of_the_results_beside_it() -> None:
+    docs = FOLDER.parents[1] / "docs"
+    assert load("write_page").page(docs / "reproductions") == (docs / "reproductions.md").read_text()
+
+
 def test_finished_rows_are_kept_and_others_added(results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, path = load("sort_numbers"), results / "sort_numbers.json"
     before = json.loads(path.read_text())["rows"]
@@ -126,6 +131,13 @@ def test_table_of_the_learned_sampling_is_taken_over() -> None:
         ["", "right %", "no local", "AUC@10"],
         ["uniform, all", "3.8", "32.2", "87.7 +- 0.8"],
     ]
+    table = [["", "no local", "AUC@10"], ["Lowe's ratio, times 10", "80.2", "95.8 +- 0.9"],
+             ["Lowe's ratio, times 20", "87.7", "96.6 +- 0.3"], ["Lowe's ratio, times 10, 10000", "1", "99.0"],
+             ["learned end to end", "83.6", "92.0 +- 1.0"]]  # fmt: skip
+    (claim,) = module.learned_claims(table)
+    # 4.30 sqrt((0.3^2 + 1) / 3) = 2.6
+    assert claim.text == "learned sampling is better than Lowe's ratio, times 20"
+    assert claim.verdict.startswith("**does not hold: the contrary**: -4.6 ± 2.6")
     with pytest.raises(OSError, match="no table"):
         module.printed_table("nothing")
 

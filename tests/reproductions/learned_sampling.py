@@ -12,6 +12,7 @@ Without --data, pairs are made up.
 
 from __future__ import annotations
 
+import math
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 import torch
 from base import ROOT, Claim, Row, Store, load, main, markdown, pairs, parse, parser, shown, values, verdict
 from image_pairs import Pairs, load_pairs, synthetic_pairs
+from scipy import stats
 from torch import Tensor
 from tqdm import tqdm
 
@@ -34,7 +36,8 @@ SCORERS = {
 }  # fmt: skip
 UNIFORM, PROSAC = "uniform", "PROSAC by the ratio"
 SAMPLERS = (UNIFORM, "ratio, times 10", "ratio, times 20", PROSAC)
-COMMAND = ["examples/learned_ransac.py", "--every", "1", "--seeds", "3"]
+SEEDS_LEARNED = 3
+COMMAND = ["examples/learned_ransac.py", "--every", "1", "--seeds", str(SEEDS_LEARNED)]
 
 
 def logits(sampler: str, ratios: Tensor) -> Tensor | None:
@@ -119,7 +122,35 @@ def claims(content: Row) -> list[Claim]:
         Claim(f"{a} is better than {b}", against({"scorer": a}, {"scorer": b}, ("sampler", *by)))
         for a, b in (("MSAC", "inlier count"), ("MAGSAC++", "MSAC"), ("MAGSAC++", "Gaussian + uniform"))
     ]
+    table = next((row["table"] for row in content["rows"] if row["kind"] == "learned"), None)
+    return result if table is None else result + learned_claims(table)
+
+
+def learned_claims(table: list[list[str]]) -> list[Claim]:
+    """The learned sampling against what needs no learning, by means and deviations of the example's table."""
+    column = table[0].index("AUC@10")
+    ours = next((line for line in table if line[0].startswith("learned")), None)
+    result = []
+    for text in ("Lowe's ratio", "classification"):
+        lines = [
+            line for line in table if line[0].startswith(text) and "," not in line[0].removeprefix("Lowe's ratio, ")
+        ]
+        if ours is None or not lines:
+            continue
+        best = max(lines, key=lambda line: figure(line[column])[0])
+        (a, s), (b, t) = figure(ours[column]), figure(best[column])
+        # Welch's interval, with the fewer degrees of freedom of the two
+        half = float(stats.t.ppf(0.975, SEEDS_LEARNED - 1)) * math.hypot(s, t) / math.sqrt(SEEDS_LEARNED)
+        word = "holds" if a - b > half else "does not hold: the contrary" if b - a > half else "not decided"
+        verdict = f"**{word}**: {a - b:+.1f} ± {half:.1f} points of AUC@10 ({SEEDS_LEARNED} seeds, 95 % interval)"
+        result.append(Claim(f"learned sampling is better than {best[0]}", verdict))
     return result
+
+
+def figure(cell: str) -> tuple[float, float]:
+    """Mean and standard deviation as printed."""
+    numbers = [float(x) for x in re.findall(r"-?\d+\.?\d*", cell.replace("+-", "±").replace("±", " "))]
+    return numbers[0], numbers[1] if len(numbers) > 1 else 0.0
 
 
 def run(options: Namespace) -> str:
