@@ -2,7 +2,7 @@
 #   make demo    trains a network from order labels alone on real images, draws out/rank_digits.png
 #   make test    the whole test-suite
 #   make bench   speed and memory against the peers, into docs/benchmarks*.md
-#   make reproduce  the papers' experiments, into docs/reproductions.md: hours; ARGS=--quick for minutes
+#   make reproduce  the papers' experiments, into out/reproductions.md: hours; ARGS=--quick for minutes
 #   make docs    the documentation site, into site/
 #   make lint    ruff and pyright
 #   make sanitize  the kernels' tests under AddressSanitizer and UBSan

@@ -97,6 +97,18 @@ def test_interruption_keeps_the_finished_rows(tmp_path: Path) -> None:
     assert again.row({"seed": 0}, interrupted) == {"seed": 0, "x": 1.5}
 
 
+def test_all_of_them_are_run_and_put_on_a_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = load("run_all")
+    seen: dict[str, Namespace] = {}
+    monkeypatch.setattr(module, "main", lambda name, options, run: seen.setdefault(name, options) and 0)
+    assert module.run(["--data", "some", "--seeds", "2", "--out", str(tmp_path / "rows")]) == 0
+    assert list(seen) == [f"{section.module.EXPERIMENT}.py" for section in load("write_page").SECTIONS]
+    assert all(options.seeds == 2 and options.out == tmp_path / "rows" for options in seen.values())
+    assert seen["sort_numbers.py"].data == Path("some/mnist")
+    assert seen["learned_sampling.py"].data == Path("some/robust")
+    assert (tmp_path / "rows.md").read_text().startswith("# Reproductions")
+
+
 def test_verdicts() -> None:
     verdict = load("base").verdict
     assert "**holds**: +2.0" in verdict([1.9, 2.0, 2.1])

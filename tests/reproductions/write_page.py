@@ -1,4 +1,4 @@
-"""Writes docs/reproductions.md from the results that the other scripts have left.
+"""Writes the page docs/reproductions.md from the results in docs/reproductions, or that of another folder.
 
     python tests/reproductions/write_page.py
 
@@ -126,9 +126,9 @@ SECTIONS = (
 HEAD = """# Reproductions
 
 Published experiments, run with this library, beside the papers' figures or those of the official code. `make reproduce`
-runs what is missing (hours; an interruption loses one row), `make reproduce ARGS=--quick` takes minutes and writes to
-`out/reproductions`. The rows are in `docs/reproductions/*.json`, with settings, seeds, machine and versions; this page
-is written from them by `tests/reproductions/write_page.py`.
+runs them all into `out/reproductions` (hours; an interruption costs one row), `make reproduce ARGS=--quick` in minutes;
+`ARGS="--data DIR"` names the folder of the real data. The rows behind this page are in `docs/reproductions/*.json`, with
+settings, seeds, machine and versions; `tests/reproductions/write_page.py` makes tables and verdicts of them.
 
 The runs on this page had well under an hour of one core of a busy machine in all. That is far below the papers'
 budgets: where figures are lower for that reason, it is said. ± is the standard deviation over the seeds. A claim is
@@ -180,13 +180,12 @@ def page(folder: Path) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--results", type=Path, default=ROOT / "docs" / "reproductions", help="folder of the JSON files"
-    )
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "reproductions.md", help="the page")
+    text = "folder of the JSON files; the page is beside it, with .md in the end"
+    parser.add_argument("--results", type=Path, default=ROOT / "docs" / "reproductions", metavar="DIR", help=text)
     options = parser.parse_args(argv)
-    options.out.write_text(page(options.results))
-    print(f"Wrote {options.out}.")
+    path = options.results.with_name(f"{options.results.name}.md")
+    path.write_text(page(options.results))
+    print(f"Wrote {path}.")
     return 0
 
 
