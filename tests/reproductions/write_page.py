@@ -127,7 +127,7 @@ HEAD = """# Reproductions
 
 Published experiments, run with this library, beside the papers' figures or those of the official code. `make reproduce`
 runs them all into `out/reproductions` (hours; an interruption costs one row), `make reproduce ARGS=--quick` in minutes;
-`ARGS="--data DIR"` names the folder of the real data. The rows behind this page are in `docs/reproductions/*.json`, with
+`ARGS="--data DIR"` names the folder of the real data. The rows behind this page are in `docs/reproductions/*.json` with
 settings, seeds, machine and versions; `tests/reproductions/write_page.py` makes tables and verdicts of them.
 
 The runs on this page had well under an hour of one core of a busy machine in all. That is far below the papers'
