@@ -9,6 +9,7 @@
 #   make pictures   the pictures of the documentation, into docs/images/
 #   make bench      speed and memory against the peers, into docs/benchmarks*.md and docs/benchmarks/*.json
 #   make bench-pages  those pages and their plots from the JSON, without measuring anything
+#   make reproduce  the papers' experiments, into out/reproductions.md: hours; ARGS=--quick for minutes
 #   make dist       source archive and wheel into dist/, checked
 #   make smoke      both of dist/ in environments of their own; ARGS="--torch 2.12.1" for another torch
 #   make sbom       what the wheel of dist/ bundles, into docs/bundled.md
@@ -22,7 +23,7 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 # here a failed compile is an error, not a fallback
 export DIFFLAYERS_REQUIRE_KERNELS := 1
 
-.PHONY: demo examples interrupt test lint sanitize docs pictures bench bench-pages dist smoke sbom clean
+.PHONY: demo examples interrupt test lint sanitize docs pictures bench bench-pages reproduce dist smoke sbom clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/rank_digits.py $(ARGS)
@@ -46,6 +47,9 @@ bench: $(VENV)/peers
 
 bench-pages: $(VENV)/installed
 	$(BIN)/python tests/benchmarks/pages.py $(ARGS)
+
+reproduce: $(VENV)/peers
+	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/reproductions/run_all.py $(ARGS)
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 
 import sort_numbers
 import torch
-from common import Claim, Row, Store, load, main, markdown, pairs, parse, parser, shown, values, verdict
+from base import Claim, Row, Store, load, main, markdown, pairs, parse, parser, shown, values, verdict
 from digit_images import Images, load_digits, split
 from rank_digits import Scorer, compose, evaluate
 from sort_numbers import DIGITS, IMAGES

@@ -13,7 +13,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 import categorical_vae
-from common import Claim, Row, Store, load, main, markdown, pairs, parse, parser, shown, values, verdict
+from base import Claim, Row, Store, load, main, markdown, pairs, parse, parser, shown, values, verdict
 from digit_images import load_digits, split
 from tqdm import tqdm
 
@@ -88,7 +88,7 @@ def run(options: Namespace) -> str:
 def options(argv: Sequence[str] | None) -> Namespace:
     folder = "folder of MNIST's idx files, of which t10k is enough; without it scikit-learn's 8x8 digits"
     arguments = parser("reinmax_autoencoders.py", __doc__, seeds=3, data=folder)
-    arguments.add_argument("--epochs", type=int, default=15, help="of each training")
+    arguments.add_argument("--epochs", type=int, default=8, help="of each training")
     arguments.add_argument("--estimators", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help="which")
     return parse(arguments, argv, epochs=2, seeds=2)
 

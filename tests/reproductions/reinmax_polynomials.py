@@ -14,7 +14,7 @@ from argparse import Namespace
 from collections.abc import Callable, Sequence
 
 import torch
-from common import Claim, Row, Store, load, main, markdown, pairs, parse, parser, values, verdict
+from base import Claim, Row, Store, load, main, markdown, pairs, parse, parser, values, verdict
 from polynomial_programming import BATCH, LATENTS, OFFICIAL, RATE, SPREAD, TARGET, available, expected_loss
 from torch import Tensor
 from tqdm import tqdm

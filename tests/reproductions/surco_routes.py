@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from statistics import mean
 
 import torch
-from common import Claim, Row, Store, load, main, markdown, parse, parser, verdict
+from base import Claim, Row, Store, load, main, markdown, parse, parser, verdict
 from route_planning import DEADLINES, METHODS, RELEASED, SETTINGS, Grid, Instance, city
 from torch import Tensor
 from tqdm import tqdm

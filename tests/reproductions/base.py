@@ -33,11 +33,16 @@ def parser(name: str, description: str | None, *, seeds: int, data: str = "") ->
     result = ArgumentParser(name, description=description, formatter_class=Help)
     if data:
         result.add_argument("--data", type=Path, metavar="DIR", help=data)
-    result.add_argument("--out", type=Path, metavar="DIR", help="folder of the JSON file: docs/reproductions, or with "
-                        "--quick out/reproductions, so that the published figures stay")  # fmt: skip
+    text = "folder of the JSON file (default: out/reproductions, with --quick out/reproductions-quick)"
+    result.add_argument("--out", type=Path, metavar="DIR", help=text)
     result.add_argument("--seeds", type=int, default=seeds, help="runs of each row, of seeds 0, 1, ...")
     result.add_argument("--quick", action="store_true", help="a minute or so, to see that it works")
     return result
+
+
+def default_folder(quick: bool) -> Path:
+    """Not that of the published rows, which would count as done."""
+    return ROOT / "out" / ("reproductions-quick" if quick else "reproductions")
 
 
 def parse(arguments: ArgumentParser, argv: Sequence[str] | None, **quick: Any) -> Namespace:
@@ -46,7 +51,7 @@ def parse(arguments: ArgumentParser, argv: Sequence[str] | None, **quick: Any) -
         arguments.set_defaults(**quick)
     options = arguments.parse_args(argv)
     if options.out is None:
-        options.out = ROOT / ("out/reproductions" if options.quick else "docs/reproductions")
+        options.out = default_folder(options.quick)
     bad = [k for k, v in vars(options).items() if isinstance(v, int | float) and not isinstance(v, bool) and not v > 0]
     if bad:
         arguments.error(f"--{bad[0].replace('_', '-')} must be positive, got {getattr(options, bad[0])}")
