@@ -2,8 +2,7 @@
 #   make demo    trains a network from order labels alone on real images, draws out/rank_digits.png
 #   make test    the whole test-suite
 #   make bench   speed and memory against the peers, into docs/benchmarks*.md
-#   make docs    the documentation site, into site/: no warning, no broken link, checked in Chromium where there is one
-#   make pictures  the pictures of the documentation, into docs/images/
+#   make docs    the documentation site, into site/
 #   make lint    ruff and pyright
 #   make sanitize  the kernels' tests under AddressSanitizer and UBSan
 
@@ -16,7 +15,7 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 # here a failed compile is an error, not a fallback
 export DIFFLAYERS_REQUIRE_KERNELS := 1
 
-.PHONY: demo test bench docs pictures lint sanitize wheel clean
+.PHONY: demo test bench docs lint sanitize wheel clean
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/rank_digits.py $(ARGS)
@@ -35,6 +34,7 @@ docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 	$(BIN)/python docs/check.py site
 
+.PHONY: pictures # of the documentation, into docs/images/
 pictures: $(VENV)/installed
 	$(BIN)/python docs/pictures/draw.py $(ARGS)
 
