@@ -33,7 +33,7 @@ def ransac() -> Figure:
     left.scatter(*points[~found.inliers].T, s=6, color="0.5", label="outliers, 60 %")
     left.scatter(*points[found.inliers].T, s=6, color="C0", label="inliers found")
     left.set(title="Line2D, with 40 hypotheses in grey", xlim=(0, 1), ylim=(0, 1))
-    left.legend(fontsize=8, loc="lower right")
+    left.legend(fontsize=8, loc="lower right", frameon=True, framealpha=0.9)
 
     angle = 2 * math.pi * torch.rand(120, dtype=torch.float64)
     points = 0.5 + 0.35 * torch.stack([angle.cos(), angle.sin()], -1) + 0.008 * torch.randn(120, 2).double()
