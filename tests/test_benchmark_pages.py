@@ -58,6 +58,14 @@ def test_a_page_survives(pages: ModuleType) -> None:
     assert pages.parse(shown) == sections
 
 
+def test_parts_of_a_page_may_be_marked(pages: ModuleType) -> None:
+    marked = "# Page\n\n<!-- one.py -->\n## Part\n\n| a |\n|---|\n| 1 |\n<!-- one.py -->\n"
+    sections = pages.parse(marked)
+    assert [section["heading"] for section in sections] == ["Page", "Part"]
+    assert sections[1]["content"][0]["values"] == [[1.0]]
+    assert pages.render(sections).replace("\n\n", "\n") == marked.replace("\n\n", "\n")
+
+
 def test_numbers_and_versions_are_read(pages: ModuleType) -> None:
     sections = pages.parse(PAGE)
     assert sections[2]["content"][0]["values"] == [[None, 0.137, None], [7.0, 1024.0, None]]
