@@ -147,7 +147,6 @@ def fit(
         growth=min(2.0, 1e6 ** (1 / falling)),  # a weight that rises gets anywhere in time
     )  # fmt: skip
     optimizers = _optimizers(gated, optimizer, rate, gate_rate)
-    learns = any(parameter.requires_grad for parameter in gated.model.parameters())
     keep = floor_counts(name, gated, floors, round_to)
     bar = _bar(name, total) if _checks.boolean(name, "progress", progress) else None
     history: list[FitRecord] = []
@@ -166,7 +165,7 @@ def fit(
                     f"lower the learning rates if it grew"
                 )
             whole = loss if found is not None else loss + budget().to(loss.dtype)
-            if found is None or learns:  # of a frozen model with frozen gates, nothing is left to train
+            if found is None or whole.requires_grad:  # of a frozen model with frozen gates, nothing is left to train
                 for each in optimizers:
                     each.zero_grad()
                 whole.backward()
