@@ -257,6 +257,8 @@ def over_dimension(run: Propagation, node: fx.Node, args: list[Any], kwargs: dic
         return _glu(run, args)
     x = args[0]
     dim = args[1] if len(args) > 1 and isinstance(args[1], int) else kwargs.get("dim", -1)
+    if isinstance(x, Labels) and not bool((x.atoms > ALWAYS).any()):
+        return run.fixed(node)
     if _name(node) in ("sort", "topk") or not isinstance(x, Labels):
         run.refuse(node, args)
         return run.fixed(node)
@@ -308,6 +310,17 @@ def _as_activation(run: Propagation, part: Parameters) -> Tensor:
                 if bool((at.narrow(d, 0, 1) != at).any()):
                     return run.atoms.of_dimension[name, dim][at]
     return torch.tensor(ALWAYS).expand(part.shape)
+
+
+@rule("index_select")
+def index_select(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Rows of a dimension along which no channels run."""
+    x, dim = args[:2]
+    if not isinstance(x, Labels) or dim % len(x.shape) in varying(x.atoms):
+        run.refuse(node, args)
+        return run.fixed(node)
+    out = node.meta["val"].shape
+    return Labels(x.atoms.narrow(dim, 0, 1).expand(out))
 
 
 @rule("embedding")

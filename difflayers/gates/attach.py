@@ -225,6 +225,11 @@ def attach(
         raise TypeError(f"{name}: argument 'model' must be a torch.nn.Module, got {type(model).__name__}")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     kwargs = dict(example_kwargs or {})
+    if any(isinstance(value, nn.utils.rnn.PackedSequence) for value in (example_inputs, *args, *kwargs.values())):
+        raise UnsupportedOperationError(
+            f"{name}: argument 'example_inputs' has a PackedSequence, whose rows belong to no shape; give the padded "
+            f"tensor and the lengths, and pack them in the model's forward"
+        )
     options = {"allow_inexact": inexact == "allow", "branches": branches == "gate"}
     analysis, trace = analysed(model, args, kwargs, skip_unknown=unknown == "skip", **options)
     _some(name, analysis)

@@ -172,11 +172,12 @@ def fit(
                     f"lower the learning rates if it grew"
                 )
             whole = loss if found is not None else loss + budget().to(loss.dtype)
-            for each in optimizers:
-                each.zero_grad()
-            whole.backward()
-            for each in optimizers:
-                each.step()
+            if found is None or whole.requires_grad:  # of a frozen model with frozen gates, nothing is left to train
+                for each in optimizers:
+                    each.zero_grad()
+                whole.backward()
+                for each in optimizers:
+                    each.step()
             if found is None:
                 budget.step()
                 _hold(gated, keep)

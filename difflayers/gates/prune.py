@@ -202,7 +202,7 @@ def _sizes_in_code(gated: Gated, model: nn.Module, opened: dict[str, Tensor]) ->
         for name, value in vars(module).items():
             if type(value) is int and value == resize.size:
                 found[id(module), name] = (module, name, size)
-            elif isinstance(value, (tuple, list)) and resize.size in value and all(type(v) is int for v in value):
+            elif isinstance(value, (tuple, list)) and all(type(v) is int for v in value) and resize.size in value:
                 new = [size if v == resize.size else v for v in value]
                 found[id(module), name] = (module, name, new if isinstance(value, list) else tuple(new))
     return list(found.values())

@@ -406,6 +406,7 @@ def test_measured_trained_and_reported():
     assert result.projection.share == pytest.approx(1 / 3)
     text = str(gates.report(gated, measure=False))
     assert "branch_mlp       0       1" in text
+    assert "mlp_1            0       6" in text
     table = dict.fromkeys(gates.measure_latency(gated, repeats=1), (1.0, 1.0))
     opened = {n: mask.double() for n, mask in gated.opened().items()}
     left = gates.Cost(gated, "latency", table)(opened)

@@ -217,3 +217,14 @@ def test_a_weight_that_need_not_be_tuned():
     assert shares["progressive"] < 0.7
     with pytest.raises(ValueError, match="schedule"):
         gates.fit(gated, lambda m, b: m(b).mean(), [x], target=0.5, steps=1, schedule="none", progress=False)
+
+
+def test_a_frozen_model():
+    """Only the gates learn; once they are frozen, nothing does, and nothing fails."""
+    gated = gated_chain(4, 8, 2)
+    gated.model.requires_grad_(False)
+    x = torch.randn(16, 4)
+    before = {name: value.clone() for name, value in gated.model.state_dict().items()}
+    result = gates.fit(gated, lambda m, b: m(b).square().mean(), [x], target=0.5, steps=10, progress=False)
+    assert len(result.history) == 10
+    assert all(torch.equal(value, before[name]) for name, value in gated.model.state_dict().items())

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import difflayers as dl
 from difflayers import gates
 
 from .zoo_images import Applied
@@ -66,3 +67,18 @@ def test_the_list_is_as_it_was():
     small = gates.prune(gated)
     assert untouched()
     assert [id(w) for w in small.layers[1]._flat_weights] == [id(p) for p in small.layers[1].parameters()]
+
+
+def test_packed_inputs_are_refused():
+    net = nn.LSTM(3, 4)
+    packed = nn.utils.rnn.pack_padded_sequence(torch.randn(5, 2, 3), torch.tensor([5, 3]))
+    with pytest.raises(dl.UnsupportedOperationError, match=r"PackedSequence.*pack them in the model's forward"):
+        gates.attach(net, packed)
+
+
+def test_torch_is_as_it_was_after_a_trace():
+    before = nn.LSTM.forward, nn.utils.rnn._VF
+    net = Applied(lambda m, x: m.out(torch.fft.fft(m.layer(x)[0]).real), layer=nn.LSTM(3, 4), out=nn.Linear(4, 2))
+    with pytest.raises(dl.UnsupportedOperationError):
+        gates.attach(net, torch.randn(5, 2, 3))
+    assert (nn.LSTM.forward, nn.utils.rnn._VF) == before

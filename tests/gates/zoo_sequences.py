@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .zoo_entry import entry
 from .zoo_images import Applied
@@ -426,3 +427,20 @@ def cell_given_state():
 
     net = Applied(forward, embed=nn.Linear(4, 6), cell=nn.RNNCell(6, 5, nonlinearity="relu"), out=nn.Linear(5, 2))
     return net, (torch.randn(2, 4), torch.randn(2, 5))
+
+
+@entry([6, 5, 4])
+def packed_sequences():
+    # lengths in any order: what is traced are sequences of full length
+    def forward(m, x, lengths):
+        x = pack_padded_sequence(m.embed(x), lengths, batch_first=True, enforce_sorted=False)
+        x, (h, _) = m.lstm(x)
+        y, h = m.gru(x, None), h[-1]
+        y, lengths = pad_packed_sequence(y[0], batch_first=True, total_length=8)
+        return m.out(y), m.last(h), lengths
+
+    net = Applied(
+        forward, embed=nn.Linear(4, 6), lstm=nn.LSTM(6, 5, batch_first=True), gru=nn.GRU(5, 4, batch_first=True),
+        out=nn.Linear(4, 2), last=nn.Linear(5, 2),
+    )  # fmt: skip
+    return net, (torch.randn(3, 7, 4), torch.tensor([3, 7, 5]))
