@@ -108,7 +108,7 @@ def parse(argv: Sequence[str] | None) -> Namespace:
         __file__,
         __doc__,
         seed="of the split, the weights and the batches",
-        quick={"epochs": 1, "width": 8, "targets": [0.5]},
+        quick={"epochs": 3, "width": 8, "targets": [0.5]},
     )
     add = parser.add_argument
     add("--data", type=Path, metavar="DIR", help="folder of CIFAR-10's binary or MNIST's idx files")

@@ -4,7 +4,7 @@ The model is a causal transformer that reads bytes. It learns the documentation 
 library, which are on every machine that runs this; a tenth of the text, of other files, is held out. Then heads of
 attention and units of the hidden layers get trainable gates, network and gates are trained together, and what is
 closed is removed. For comparison the same surgery by the L1 norms of the weights, with as many steps of training
-after it. The stream between the blocks stays as wide as it is: layer norms take statistics over it.
+after it, and the dense model with these steps alone. The stream between the blocks stays as wide as it is: layer norms take statistics over it.
 """
 
 from __future__ import annotations
@@ -228,7 +228,12 @@ def draw(curves: dict[str, Curve], groups: dict[str, dict[str, tuple[int, int]]]
     """Held-out loss against steps, and what each method keeps of every group."""
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    colours = {"dense": "#57606a", "trainable gates": "#0969da", "L1 magnitude": "#bc4c00"}
+    colours = {
+        "dense": "#57606a",
+        "trainable gates": "#0969da",
+        "L1 magnitude": "#bc4c00",
+        "dense, trained on": "#8c959f",
+    }
     for name, curve in curves.items():
         if curve.points:
             left.plot(*zip(*curve.points, strict=True), color=colours[name], label=name)
@@ -327,6 +332,12 @@ def run(options: Namespace) -> Path:
     curves["L1 magnitude"] = Curve(text, options, "L1 magnitude", options.finetune, options.steps)
     data = pieces(options.finetune, options.seed + 1)  # the same batches again
     train(small, data, rate, curves["L1 magnitude"])
+
+    # what the further training alone does
+    models["dense, trained on"] = on = copy.deepcopy(dense)
+    costs["dense, trained on"] = costs["dense"]
+    curves["dense, trained on"] = Curve(text, options, "dense, on", options.finetune, options.steps)
+    train(on, pieces(options.finetune, options.seed + 1), rate, curves["dense, trained on"])
 
     times = milliseconds(models, next(iter(data))[:, :-1])
     print(f"{'':20}{'bits per byte':>15}{'MFLOPs':>9}{'share':>8}{'parameters':>12}{'ms a batch':>12}{'speed':>8}")

@@ -34,7 +34,9 @@ from pruning_methods import (  # pyright: ignore[reportMissingImports]
 )
 
 OURS, L1, PEER = "trainable gates", "L1 magnitude", "Torch-Pruning"
-TARGETS = (0.25, 0.1, 0.5, 0.75)
+TARGETS = (0.25, 0.1, 0.5, 0.75)  # what was asked for first comes first
+SEEDS = (0, 1, 2, 3, 4)
+EPOCHS = 18
 MARKER = "<!-- bench_pruning.py -->"
 
 
@@ -177,26 +179,33 @@ def section(rows: Sequence[Row], seconds: float, epochs: int) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Prints the section; with --out also puts it into a page, in place of the one that is there."""
-    parser = ArgumentParser("bench_pruning.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="one run each")
-    parser.add_argument("--targets", type=float, nargs="+", default=list(TARGETS), help="shares of the FLOPs")
-    parser.add_argument("--epochs", type=int, default=18, help="of the dense training, and again after it")
-    parser.add_argument("--out", type=Path, help="the page, as docs/benchmarks-gates.md")
-    options = parser.parse_args(argv)
-    torch.set_num_threads(1)
+def compare(
+    seeds: Sequence[int] = SEEDS, targets: Sequence[float] = TARGETS, epochs: int = EPOCHS, out: Path | None = None
+) -> str:
+    """Measures, and returns the section; where there is a page, it is put there after each target."""
     begun = time.process_time()
-    starts = [start(seed, options.epochs) for seed in options.seeds]
+    starts = [start(seed, epochs) for seed in seeds]
     rows = [each.row(1.0, "dense", each.dense) for each in starts]
     text = ""
     with suppress(KeyboardInterrupt):  # ends with the targets that are done
-        for target in options.targets:
+        for target in targets:
             rows += [row for each in starts for row in each.measure(target)]
-            text = section(rows, time.process_time() - begun, options.epochs)
-            if options.out is not None:
-                write(text, options.out)
-    print(text)
+            text = section(rows, time.process_time() - begun, epochs)
+            if out is not None:
+                write(text, out)
+    return text
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints the section; with --out also puts it into a page, in place of the one that is there."""
+    parser = ArgumentParser("bench_pruning.py", description=__doc__, formatter_class=ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), help="one run each")
+    parser.add_argument("--targets", type=float, nargs="+", default=list(TARGETS), help="shares of the FLOPs")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="of the dense training, and again after it")
+    parser.add_argument("--out", type=Path, help="the page, as docs/benchmarks-gates.md")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    print(compare(options.seeds, options.targets, options.epochs, options.out))
 
 
 def write(text: str, path: Path) -> None:
