@@ -4,7 +4,8 @@
 #   make bench   speed and memory against the peers, into docs/benchmarks*.md
 #   make docs    the documentation site, into site/
 #   make lint    ruff and pyright
-#   make sanitize  the kernels' tests under AddressSanitizer and UBSan
+#   make sanitize  the kernels under AddressSanitizer, UBSan and ThreadSanitizer
+#   make fuzz, hypothesis, leaks, processes, dynamic-shapes: see docs/reliability.md
 
 PYTHON ?= python3
 VENV := .venv
@@ -15,7 +16,7 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 # here a failed compile is an error, not a fallback
 export DIFFLAYERS_REQUIRE_KERNELS := 1
 
-.PHONY: demo test bench docs lint sanitize wheel clean
+.PHONY: demo test bench docs lint sanitize wheel clean fuzz hypothesis leaks processes dynamic-shapes
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/rank_digits.py $(ARGS)
@@ -42,7 +43,23 @@ wheel: $(VENV)/installed
 	$(BIN)/python -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
 
 sanitize: $(VENV)/installed
-	CXX=g++ sh tests/sanitize.sh $(BIN)/python
+	sh tests/sanitize.sh address $(BIN)/python
+	sh tests/sanitize.sh thread $(BIN)/python
+
+fuzz: $(VENV)/installed
+	$(BIN)/python -m tests.reliability.fuzz $(ARGS)
+
+hypothesis: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --hypothesis-profile=thorough $(wildcard tests/*/test_*hypothesis.py) $(ARGS)
+
+leaks: $(VENV)/installed
+	$(BIN)/python -m tests.reliability.leaks $(ARGS)
+
+processes: $(VENV)/installed
+	$(BIN)/python -m pytest -v tests/test_processes.py $(ARGS)
+
+dynamic-shapes: $(VENV)/installed
+	$(BIN)/python -m tests.reliability.dynamic_shapes $(ARGS)
 
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)
