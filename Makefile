@@ -4,7 +4,8 @@
 #   make interrupt  every example, with Ctrl-C at several moments
 #   make test       the whole test-suite; ARGS goes to pytest
 #   make lint       ruff and pyright
-#   make sanitize   the kernels' tests under AddressSanitizer and UBSan
+#   make sanitize   the kernels under AddressSanitizer, UBSan and ThreadSanitizer
+#   make fuzz, hypothesis, leaks, processes, dynamic-shapes: see docs/reliability.md
 #   make docs       the documentation site, into site/: no warning, no broken link, in Chromium where there is one
 #   make pictures   the pictures of the documentation, into docs/images/
 #   make bench      speed and memory against the peers, into docs/benchmarks*.md and docs/benchmarks/*.json
@@ -23,7 +24,7 @@ SOURCES := $(wildcard csrc/*.* csrc/*/*.*)
 # here a failed compile is an error, not a fallback
 export DIFFLAYERS_REQUIRE_KERNELS := 1
 
-.PHONY: demo examples interrupt test lint sanitize docs pictures bench bench-pages reproduce dist smoke sbom clean
+.PHONY: demo examples interrupt test lint sanitize docs pictures bench bench-pages reproduce dist smoke sbom clean fuzz hypothesis leaks processes dynamic-shapes
 
 demo: $(VENV)/installed
 	$(BIN)/python examples/rank_digits.py $(ARGS)
@@ -76,7 +77,23 @@ sbom: $(VENV)/installed
 	$(BIN)/python -m tests.distribution sbom $(ARGS)
 
 sanitize: $(VENV)/installed
-	CXX=g++ sh tests/sanitize.sh $(BIN)/python
+	sh tests/sanitize.sh address $(BIN)/python
+	sh tests/sanitize.sh thread $(BIN)/python
+
+fuzz: $(VENV)/installed
+	$(BIN)/python -m tests.reliability.fuzz $(ARGS)
+
+hypothesis: $(VENV)/installed
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --hypothesis-profile=thorough $(wildcard tests/*/test_*hypothesis.py) $(ARGS)
+
+leaks: $(VENV)/installed
+	$(BIN)/python -m tests.reliability.leaks $(ARGS)
+
+processes: $(VENV)/installed
+	$(BIN)/python -m pytest -v tests/test_processes.py $(ARGS)
+
+dynamic-shapes: $(VENV)/installed
+	$(BIN)/python -m tests.reliability.dynamic_shapes $(ARGS)
 
 $(VENV)/torch: constraints.txt
 	$(PYTHON) -m venv $(VENV)

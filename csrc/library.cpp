@@ -23,19 +23,20 @@ std::string build_info() {
 
 STABLE_TORCH_LIBRARY(difflayers, library) {
   library.def("build_info() -> str");
-  // See sorting/reference.py for what these compute. Rows first: [B, ...], or [1, ...] for a
+  // See sorting/reference.py for what these compute. first and last are SymInt: as int, torch.compile would compile
+  // again for every number of elements. Rows first: [B, ...], or [1, ...] for a
   // payload that is the same in every row. steepness [B]; without it, every row has the steepness `constant`.
   library.def(
-      "transport(Tensor scores, Tensor? steepness, Tensor? payload, str what, str network, int first, int last, "
+      "transport(Tensor scores, Tensor? steepness, Tensor? payload, str what, str network, SymInt first, SymInt last, "
       "str swap, float parameter, float constant, bool hard) -> Tensor");
   library.def(
       "transport_backward(Tensor gradient, Tensor scores, Tensor? steepness, Tensor? payload, str what, str network, "
-      "int first, int last, str swap, float parameter, float constant, bool hard, bool of_steepness, bool of_payload) "
-      "-> (Tensor, Tensor, Tensor)");
+      "SymInt first, SymInt last, str swap, float parameter, float constant, bool hard, bool of_steepness, "
+      "bool of_payload) -> (Tensor, Tensor, Tensor)");
   // The derivative of sum(h * transport_backward(...)) by gradient, scores, steepness and payload.
   library.def(
       "transport_double_backward(Tensor h_scores, Tensor? h_steepness, Tensor? h_payload, Tensor gradient, "
-      "Tensor scores, Tensor? steepness, Tensor? payload, str what, str network, int first, int last, str swap, "
+      "Tensor scores, Tensor? steepness, Tensor? payload, str what, str network, SymInt first, SymInt last, str swap, "
       "float parameter, float constant, bool hard) -> (Tensor, Tensor, Tensor, Tensor)");
   // The CPU's scratch for one thread; direction 0 forward, 1 backward, 2 double backward.
   library.def(

@@ -61,8 +61,9 @@ void custom(Program& p, const std::string& spec) {
     throw std::runtime_error("difflayers: network specification does not fit the input: " + spec.substr(0, 40));
   at = end + 1;
   const auto expect = [](bool good, const char* where) {
-    if (!good)
-      throw std::runtime_error("difflayers: malformed network specification at '" + std::string(where).substr(0, 40) + "'");
+    if (good) return;
+    throw std::runtime_error("difflayers: malformed network specification at '" + std::string(where).substr(0, 40) +
+                             "'");
   };
   const auto wire = [&](const char* from) {
     expect('0' <= *from && *from <= '9', from);
@@ -80,6 +81,7 @@ void custom(Program& p, const std::string& spec) {
     expect(*end == '\0' || (*end == ',' && end[1] != '\0'), end);
     at = *end == ',' ? end + 1 : end;
   }
+  expect(at == spec.c_str() + spec.size(), "\\0");
   for (const auto& layer : layers) {
     for (const auto& [a, b] : layer) add(p, a, b);
     end_layer(p);

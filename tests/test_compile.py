@@ -5,7 +5,9 @@ import torch
 from torch.library import opcheck
 
 import difflayers as dl
+from difflayers import _random
 from tests.cases import CASES, FUNCTIONS, NETWORKS, SWAPS, name_of
+from tests.reliability import dynamic_shapes
 from tests.tolerances import assert_near
 
 pytestmark = [
@@ -62,6 +64,15 @@ def test_compile_with_mask_steepness_and_dim(case):
 def test_compile_with_changing_shapes(function, dynamic):
     f = compiled(function, dynamic=dynamic)
     assert_same_with_gradient(f, function, (3, 6), (5, 6), (7, 9), (2, 17))
+
+
+@pytest.mark.parametrize("name", ["dl.sort", "dl.topk", "dl.quantile", "dl.subsets.marginals", "dl.gumbel_softmax"])
+def test_two_compilations_for_all_shapes(name, monkeypatch):
+    """One for the first shape, one with symbols for sizes; `make dynamic-shapes` does the same for every layer."""
+    for drawn in ("bits", "uniform", "normal"):
+        monkeypatch.setattr(_random, drawn, getattr(_random, drawn))
+    dynamic_shapes.same_noise()
+    assert dynamic_shapes.compilations(dynamic_shapes.layers()[name]) == (2, "")
 
 
 def test_compile_with_changing_numbers():
