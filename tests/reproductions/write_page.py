@@ -94,8 +94,8 @@ SECTIONS = (
         " 8.5 % above the heuristic (loose, normal, tight). There is no table.",
         "Other random cities. The paper's gains appear with the defaults of the released code, 10x10 and means up to "
         "0.2, and not with the setting that is printed. The paper does not compare with the route of least expected "
-        "time, which is one solve; the example's SurCo-zero keeps the best route seen, the printed algorithm the "
-        "last.",
+        "time, which is one solve. SurCo-zero keeps the best route seen here, as in the released code; the printed "
+        "algorithm keeps the last.",
     ),
     Section(
         learned_sampling,
