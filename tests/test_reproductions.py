@@ -116,11 +116,13 @@ def test_verdicts() -> None:
     # the interval is 4.30 / sqrt(3) standard deviations wide
     assert verdict([-1.0, 0.0, 1.0]) == "**not decided**: +0.0 ± 2.5 (3 pairs, 95 % interval)"
     assert verdict([1.0]).startswith("not decided")
+    assert verdict([1e-3, -1e-3, 0.0]) == "**no difference** to within 0.05 (3 pairs)"
 
 
 def test_pairs_agree_in_the_named_columns() -> None:
     rows = [{"m": m, "n": n, "seed": s, "x": 10 * n + s + (m == "a")} for m in "ab" for n in (1, 2) for s in (0, 1)]
     assert load("base").pairs(rows[:-1], "x", {"m": "a"}, {"m": "b"}, ("n", "seed")) == [1, 1, 1]
+    assert load("base").pairs(rows, "x", {"m": "a"}, {"m": "b"}, ("seed",)) == [1, 1]
 
 
 def test_figures_of_a_log_are_taken_over() -> None:

@@ -134,16 +134,21 @@ def verdict(differences: Sequence[float], unit: str = "", digits: int = 1) -> st
         return "not decided: one run"
     centre, error = mean(differences), stdev(differences) / math.sqrt(len(differences))
     half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
+    if round(abs(centre) + half, digits) == 0:
+        return f"**no difference** to within {0.5 * 10**-digits:g} ({len(differences)} pairs)"
     word = "holds" if centre - half > 0 else "does not hold: the contrary" if centre + half < 0 else "not decided"
     return f"**{word}**: {centre:+.{digits}f} ± {half:.{digits}f}{unit} ({len(differences)} pairs, 95 % interval)"
 
 
 def pairs(rows: Sequence[Row], column: str, better: Row, worse: Row, by: Sequence[str]) -> list[float]:
-    """Differences of a column between two kinds of rows that agree in the columns `by`."""
+    """Differences of a column between two kinds of rows that agree in the columns `by`, means of the others."""
 
     def cells(kind: Row) -> dict[tuple[Any, ...], float]:
-        kept = (row for row in rows if all(row.get(k) == v for k, v in kind.items()))
-        return {tuple(row[k] for k in by): row[column] for row in kept}
+        found: dict[tuple[Any, ...], list[float]] = {}
+        for row in rows:
+            if all(row.get(k) == v for k, v in kind.items()):
+                found.setdefault(tuple(row[k] for k in by), []).append(row[column])
+        return {cell: mean(numbers) for cell, numbers in found.items()}
 
     first, second = cells(better), cells(worse)
     return [first[cell] - second[cell] for cell in first if cell in second]
