@@ -11,7 +11,6 @@ import re
 import subprocess
 import tempfile
 import zipfile
-from collections import Counter
 from email.parser import Parser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,24 +113,16 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def page(wheel: Path) -> str:
-    """The list as Markdown."""
-    with zipfile.ZipFile(wheel) as packed:
-        files = [(info.filename, info.file_size) for info in packed.infolist()]
-    count, size = Counter[str](), Counter[str]()
-    for name, length in files:
-        part = name.split("/")[0] if ".dist-info/" in name else Path(name).suffix.removeprefix(".") or name
-        kind = {"py": "Python modules", "so": "compiled library", "typed": "marker that it has types"}.get(
-            part, "metadata"
-        )
-        count[kind], size[kind] = count[kind] + 1, size[kind] + length
+    """The list as Markdown; how many files and which hashes is in the record, which is made anew for every wheel."""
+    content = library(wheel)
+    kinds = ["Python modules", "`py.typed`", "the compiled library `_C.so`"][: 2 if content is None else 3]
     text = [
         "# What is bundled",
         f"Written by `make sbom` from `{wheel.name}`, which leaves it as a CycloneDX record beside the wheel too.",
-        "All files are difflayers' own, under the MIT licence, but for what the next section names.",
-        _table(["files", "number", "kB"], [[kind, str(count[kind]), f"{size[kind] / 1e3:.0f}"] for kind in count]),
+        f"It holds {', '.join(kinds)}, the licence (MIT) and pip's metadata. All of it is difflayers' own, but for "
+        "what the next section names.",
         "## Compiled in",
     ]
-    content = library(wheel)
     if content is None:
         text.append("Nothing: this wheel was built without kernels.")
     else:

@@ -79,7 +79,8 @@ def test_what_was_measured_becomes_json_page_and_plots(pages: ModuleType, tmp_pa
     assert json.loads((tmp_path / "benchmarks" / "sorting.json").read_text())["sections"] == pages.parse(PAGE)
     text = (tmp_path / "benchmarks.md").read_text()
     assert text.endswith("The end.\n\n![Microseconds a row, forward and backward, against n: values; matrix and ranks]"
-                         "(images/benchmarks-sorting.svg)\n")  # fmt: skip
+                         "(images/benchmarks-sorting.svg)\n\n"
+                         "These figures as data: [benchmarks/sorting.json](benchmarks/sorting.json)\n")  # fmt: skip
     picture = ElementTree.parse(tmp_path / "images" / "benchmarks-sorting.svg").getroot()
     words = {element.text for element in picture.iter() if element.tag.endswith("text")}
     assert {"values, bitonic", "n", "microseconds a row"} <= words
@@ -97,7 +98,7 @@ def test_the_committed_page_is_that_of_its_json(pages: ModuleType, path: Path) -
     figures = plots.shown(path.stem, DOCS / "images")
     assert set(figures) == {plot.heading for plot in plots.PLOTS.get(path.stem, [])}
     page = (DOCS / content["page"]).read_text()
-    assert page == pages.render(content["sections"], figures)
+    assert page == pages.page(path.stem, content["sections"], figures)
     assert pages.parse(page) == content["sections"]
     for lines in figures.values():
         assert all(line in page for line in lines)

@@ -18,7 +18,7 @@ from typing import Any
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 NUMBER = re.compile(r"^([-+]?\d[\d,]*\.?\d*(?:e[-+]?\d+)?)(?=$|[ x%;(])")
-FIGURE = re.compile(r"^!\[[^\]]*\]\(images/benchmarks-")
+MADE = re.compile(r"^(!\[[^\]]*\]\(images/benchmarks-|These figures as data: )")  # what `page` adds
 
 
 def parse(text: str) -> list[dict[str, Any]]:
@@ -28,7 +28,7 @@ def parse(text: str) -> list[dict[str, Any]]:
         heading = re.fullmatch(r"(#+) (.*)", block)
         if heading:
             sections.append({"heading": heading[2], "level": len(heading[1]), "content": []})
-        elif not FIGURE.match(block):
+        elif not MADE.match(block):
             sections[-1]["content"].append(_content(block))
     return sections
 
@@ -102,16 +102,21 @@ def _told(fact: dict[str, Any]) -> str:
     return f"{fact['name']}: {fact.get('value', packages)}"
 
 
-def record(page: Path) -> Path:
+def page(name: str, sections: list[dict[str, Any]], figures: dict[str, list[str]]) -> str:
+    """The whole page: sections, figures, where the data are."""
+    return render(sections, figures) + f"\nThese figures as data: [benchmarks/{name}.json](benchmarks/{name}.json)\n"
+
+
+def record(path: Path) -> Path:
     """The JSON of a page."""
-    return page.parent / "benchmarks" / f"{page.stem.removeprefix('benchmarks').removeprefix('-') or 'sorting'}.json"
+    return path.parent / "benchmarks" / f"{path.stem.removeprefix('benchmarks').removeprefix('-') or 'sorting'}.json"
 
 
-def publish(page: Path, text: str) -> None:
+def publish(target: Path, text: str) -> None:
     """Writes what was measured as JSON, and from that the page and its plots."""
-    path = record(page)
+    path = record(target)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"page": page.name, "sections": parse(text)}, indent=1, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps({"page": target.name, "sections": parse(text)}, indent=1, ensure_ascii=False) + "\n")
     build(path)
 
 
@@ -120,14 +125,14 @@ def build(path: Path) -> Path:
     content = json.loads(path.read_text())
     import plots
 
-    page = path.parent.parent / content["page"]
+    target = path.parent.parent / content["page"]
     try:
-        figures = plots.draw(path.stem, content["sections"], page.parent / "images")
+        figures = plots.draw(path.stem, content["sections"], target.parent / "images")
     except ImportError as error:
         print(f"pages: the plots are not drawn anew: {error}", file=sys.stderr)
-        figures = plots.shown(path.stem, page.parent / "images")
-    page.write_text(render(content["sections"], figures))
-    return page
+        figures = plots.shown(path.stem, target.parent / "images")
+    target.write_text(page(path.stem, content["sections"], figures))
+    return target
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -135,8 +140,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--read", type=Path, nargs="*", default=[], metavar="PAGE", help="pages to take in first")
     options = parser.parse_args(arguments)
-    for page in options.read:
-        publish(page, page.read_text())
+    for path in options.read:
+        publish(path, path.read_text())
     for path in sorted((DOCS / "benchmarks").glob("*.json")):
         print(f"written: {build(path)}")
     return 0
