@@ -89,15 +89,18 @@ def recorded(
     """The graph of a run of a copy of the model that `copied` makes."""
     from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # takes long to import
 
-    fake, recorder = FakeTensorMode(allow_non_fake_inputs=True), _Recorder()
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+
+    def empty(tensor: Tensor, shape: Any) -> Any:
+        kind: Any = {"dtype": tensor.dtype, "device": "meta"}
+        same = tuple(shape) == tensor.shape
+        data = torch.empty_strided(shape, tensor.stride(), **kind) if same else torch.empty(shape, **kind)
+        return FakeTensor(fake, data, tensor.device)  # what the mode makes as well, by a long way
+
+    recorder = _Recorder(fake, empty)
 
     def bare(tensor: Tensor, shape: Any) -> Any:
-        kind: Any = {"dtype": tensor.dtype, "device": "meta"}
-        if tuple(shape) == tensor.shape:
-            empty = torch.empty_strided(shape, tensor.stride(), **kind)
-        else:
-            empty = torch.empty(shape, **kind)
-        result: Any = FakeTensor(fake, empty, tensor.device)  # what the mode makes as well, by a long way
+        result = empty(tensor, shape)
         if isinstance(tensor, nn.Parameter):
             result._is_param = True
         return result
@@ -117,10 +120,28 @@ def recorded(
     for path, module in model.named_modules():
         module.register_forward_pre_hook(lambda m, _, path=path: recorder.enter(path, m))
         module.register_forward_hook(lambda *_: recorder.leave(), always_call=True)
-    with _quietly(), torch.inference_mode(), fake, recorder:
+    with _quietly(), torch.inference_mode(), recorder:
         result = model(*args, **kwargs)
     recorder.output(result)
     return Recorded(recorder.graph, names)
+
+
+ELEMENTWISE = {torch.ops.aten.relu.default, torch.ops.aten.gelu.default, torch.ops.aten.silu.default}
+ELEMENTWISE |= {torch.ops.aten.sigmoid.default, torch.ops.aten.tanh.default, torch.ops.aten.add.Tensor}
+
+
+def _like_first(func: Any, args: Any) -> bool:
+    """Whether an operator surely makes a contiguous tensor of the shape and dtype of its first argument."""
+    if func not in ELEMENTWISE and func is not torch.ops.aten.batch_norm.default:
+        return False
+    first, *others = [a for a in args if isinstance(a, Tensor)] or [None]
+    if first is not args[0] or not first.is_floating_point() or not first.is_contiguous():
+        return False
+    if func is torch.ops.aten.batch_norm.default:
+        return not args[5] and first.dim() > 1 and all(o.shape == first.shape[1:2] for o in others)
+    if not all(isinstance(a, (int, float, Tensor)) for a in args):
+        return False
+    return all(o.shape == first.shape and o.dtype == first.dtype and o.is_contiguous() for o in others)
 
 
 @contextmanager
@@ -141,10 +162,13 @@ def _quietly() -> Iterator[None]:
 
 
 class _Recorder(TorchDispatchMode):
-    """Writes down every operator that is called, with the module that calls it."""
+    """Writes down every operator that is called, with the module that calls it.
 
-    def __init__(self) -> None:
+    `fake` is the mode that runs it, `empty` makes a tensor without data that is like another."""
+
+    def __init__(self, fake: Any, empty: Callable[[Tensor, Any], Tensor]) -> None:
         super().__init__()
+        self.fake, self.empty = fake, empty
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.tensors: list[Tensor] = []  # kept, so that ids stay theirs
@@ -191,7 +215,7 @@ class _Recorder(TorchDispatchMode):
             map_aggregate(kwargs, self._node_of),
         )  # before it changes them
         try:
-            result = func(*args, **kwargs)
+            result = self._result(func, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             path = self.modules[-1][0] if self.modules else ""
             nodes = [node.name for node in tree_leaves(given) if isinstance(node, fx.Node)]
@@ -205,6 +229,12 @@ class _Recorder(TorchDispatchMode):
         if func._schema.is_mutable or any(isinstance(leaf, Tensor) for leaf in leaves):
             self._bind(self.graph.create_node("call_function", func, *given, name=func._opname), result)
         return result
+
+    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if not kwargs and _like_first(func, args):  # most of a network's operators, and the mode takes long for each
+            return self.empty(args[0], args[0].shape)
+        with self.fake:
+            return func(*args, **kwargs)
 
     def output(self, value: Any) -> None:
         """The model's result."""
