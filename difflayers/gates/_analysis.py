@@ -12,9 +12,9 @@ from . import _layers, _recurrent, _rules  # noqa: F401  (register their rules)
 from ._atoms import ALWAYS, NONE, compact, varying
 from ._branches import Branch, with_branches
 from ._propagate import Propagation, operator_name
-from ._record import traced
+from ._record import Recorded, traced
 
-__all__ = ["Analysis", "Factor", "Group", "Resize", "Term", "analyse"]
+__all__ = ["Analysis", "Factor", "Group", "Resize", "Term", "Trace", "analyse", "analysed"]
 
 # operators whose arguments are sizes, and layers that check or warn of theirs
 RESIZING = {
@@ -85,17 +85,36 @@ class Analysis(NamedTuple):
     means: bool = False
 
 
-def analyse(
+class Trace(NamedTuple):
+    """The graph that was analysed.
+
+    Attributes:
+        recorded: the graph.
+        sizes: of each node that makes a tensor, the dimensions whose size depends on what is removed.
+        touched: the nodes that make something that can be removed.
+    """
+
+    recorded: Recorded
+    sizes: dict[fx.Node, list[tuple[int, Factor]]]
+    touched: set[fx.Node]
+
+
+def analyse(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], **options: bool) -> Analysis:
+    """As `analysed`, without the graph."""
+    return analysed(model, args, kwargs, **options)[0]
+
+
+def analysed(
     model: nn.Module,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     *,
-    skip_unknown: bool,
-    allow_inexact: bool,
+    skip_unknown: bool = False,
+    allow_inexact: bool = False,
     branches: bool = False,
-) -> Analysis:
+) -> tuple[Analysis, Trace]:
     """The units of a model, from its graph on the example inputs; the model is not changed."""
-    graph, names = traced(model, args, kwargs)
+    graph, names = program = traced(model, args, kwargs)
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     run = Propagation(
         {name: tuple(tensors[name].shape) for name in dict.fromkeys(names.values())},
@@ -117,14 +136,13 @@ def analyse(
         )
         for name in trainable
     ]
-    result = Analysis(
-        units.groups, flops, parameters, _resizes(run, roots, units),
-        _norms(run, graph, roots, units), run.unknown, _means(run),
-    )  # fmt: skip
-    if not branches:
-        return result
-    work = [each.node for each in run.work]
-    return with_branches(result, model, args, kwargs, graph=graph, names=names, work=work, trainable=trainable)
+    trace = _trace(program, run, roots, units)
+    norms = _norms(run, graph, roots, units)
+    result = Analysis(units.groups, flops, parameters, _resizes(trace), norms, run.unknown, _means(run))
+    if branches:
+        work = [each.node for each in run.work]
+        result = with_branches(result, model, args, kwargs, graph=graph, names=names, work=work, trainable=trainable)
+    return result, trace
 
 
 def _rectangular(run: Propagation) -> Tensor:
@@ -211,18 +229,32 @@ def _factor(roots: Tensor, units: Units) -> Factor:
     return units.factors[key]
 
 
-def _resizes(run: Propagation, roots: Tensor, units: Units) -> list[Resize]:
-    result = []
+def _trace(program: Recorded, run: Propagation, roots: Tensor, units: Units) -> Trace:
+    known: dict[int, tuple[bool, list[tuple[int, Factor]]]] = {}  # one tensor of labels is many nodes'
+    trace = Trace(program, {}, set())
     for labels, node in run.seen:
+        if id(labels) not in known:
+            (small,) = compact(labels)
+            resolved = torch.where(small == NONE, NONE, roots[small.clamp(min=0)])
+            over = varying(resolved) if resolved.numel() > 1 else []
+            sizes = [(d, _factor(resolved.movedim(d, 0).flatten(1)[:, 0], units)) for d in over]
+            known[id(labels)] = bool((units.which[resolved.clamp(min=ALWAYS)] >= 0).any()), sizes
+        touched, sizes = known[id(labels)]
+        if touched:
+            trace.touched.add(node)
+        trace.sizes.setdefault(node, []).extend(sizes)
+    return trace
+
+
+def _resizes(trace: Trace) -> list[Resize]:
+    result = []
+    for node, sizes in trace.sizes.items():
         if operator_name(node) not in RESIZING:
             continue
-        (small,) = compact(labels)
-        resolved = torch.where(small == NONE, NONE, roots[small.clamp(min=0)])
-        for d in varying(resolved):
-            factor = _factor(resolved.movedim(d, 0).flatten(1)[:, 0], units)
+        for _, factor in sizes:
             stack = list((node.meta.get("nn_module_stack") or {}).values())
             for module in {path for path, _ in stack} | {""}:
-                result.append(Resize(module, node.name, small.shape[d], factor))
+                result.append(Resize(module, node.name, round(factor.whole), factor))
     return result
 
 

@@ -24,7 +24,7 @@ class Atoms:
         self.shapes = shapes
         self.count = 1
         self.of_dimension: dict[tuple[str, int], Tensor] = {}
-        self.ties: list[Tensor] = []
+        self.ties: list[tuple[Tensor, Tensor]] = []
         for name, shape in shapes.items():
             for dim, size in enumerate(shape):
                 self.of_dimension[name, dim] = torch.arange(self.count, self.count + size)
@@ -32,12 +32,13 @@ class Atoms:
 
     def tie(self, first: Tensor, second: Tensor) -> None:
         """Elements of the same position exist together; NONE is not tied."""
-        first, second = torch.broadcast_tensors(first, second)
+        if first.shape != second.shape:
+            first, second = torch.broadcast_tensors(first, second)
         first, second = compact(first, second)
-        pairs = torch.stack([first.reshape(-1), second.reshape(-1)])
-        pairs = pairs[:, (pairs != NONE).all(0) & (pairs[0] != pairs[1])]
-        if pairs.numel():
-            self.ties.append(pairs)
+        if first.numel() > 1 << 16:  # many of them say the same, or nothing
+            pairs = torch.stack([first.reshape(-1), second.reshape(-1)])
+            first, second = pairs[:, (pairs != NONE).all(0) & (pairs[0] != pairs[1])]
+        self.ties.append((first.reshape(-1), second.reshape(-1)))
 
     def keep(self, labels: Tensor) -> None:
         """These exist always."""
@@ -48,7 +49,11 @@ class Atoms:
         from scipy.sparse import coo_array
         from scipy.sparse.csgraph import connected_components
 
-        pairs = torch.cat(self.ties, 1).numpy() if self.ties else np.zeros((2, 0), dtype=np.int64)
+        pairs = np.zeros((2, 0), dtype=np.int64)
+        if self.ties:
+            pairs = np.stack([torch.cat(side).numpy() for side in zip(*self.ties, strict=True)])
+            pairs = pairs[:, (pairs != NONE).all(0) & (pairs[0] != pairs[1])]
+            self.ties = [(torch.from_numpy(pairs[0]), torch.from_numpy(pairs[1]))]
         graph = coo_array(
             (np.ones(pairs.shape[1], dtype=np.int8), (pairs[0], pairs[1])), shape=(self.count, self.count)
         )
@@ -61,11 +66,11 @@ class Atoms:
 def compact(*labels: Tensor) -> tuple[Tensor, ...]:
     """Tensors of one shape without the dimensions along which none of them varies by construction (stride 0): their
     size becomes 1."""
-    shape = labels[0].shape
-    for dim, size in enumerate(shape):
-        if size > 1 and all(each.stride(dim) == 0 for each in labels):
-            labels = tuple(each.narrow(dim, 0, 1) for each in labels)
-    return labels
+    shape, steps = labels[0].shape, [each.stride() for each in labels]
+    small = [1 if n > 1 and not any(step[d] for step in steps) else n for d, n in enumerate(shape)]
+    if small == list(shape):
+        return labels
+    return tuple(each.as_strided(small, step) for each, step in zip(labels, steps, strict=True))
 
 
 def varying(labels: Tensor) -> list[int]:

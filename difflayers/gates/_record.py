@@ -8,7 +8,11 @@ Under `torch.inference_mode` an operator reaches a dispatch mode as it was calle
 from __future__ import annotations
 
 import copy
+import logging
 import operator
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -68,50 +72,103 @@ def first_names(model: nn.Module) -> dict[int, str]:
     return names
 
 
-def recorded(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded:
-    """The graph of a run of a copy of the model whose tensors have no data."""
-    from torch._subclasses.fake_tensor import FakeTensorMode  # takes long to import
+Bare = Callable[[Tensor, Any], Any]  # a tensor without data in place of a tensor, of this shape
+
+
+def bared(model: nn.Module, bare: Bare) -> nn.Module:
+    """A copy of a model whose tensors have no data."""
+    return copy.deepcopy(model, {id(t): bare(t, t.shape) for t in (*model.parameters(), *model.buffers())})
+
+
+def recorded(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    copied: Callable[[nn.Module, Bare], nn.Module] = bared,
+) -> Recorded:
+    """The graph of a run of a copy of the model that `copied` makes."""
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode  # takes long to import
 
     fake = FakeTensorMode(allow_non_fake_inputs=True)
-    recorder = _Recorder()
-    names: dict[str, str] = {}
-    memo: dict[int, Any] = {}
-    tensors = [*model.parameters(), *model.buffers()]
-    known = first_names(model)
-    with fake:
-        for tensor in tensors:
-            empty = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
-            memo[id(tensor)] = empty
-            names[recorder.placeholder(empty, known[id(tensor)]).name] = known[id(tensor)]
 
-    def input_of(value: Any) -> Any:
+    def empty(tensor: Tensor, shape: Any) -> Any:
+        kind: Any = {"dtype": tensor.dtype, "device": "meta"}
+        same = tuple(shape) == tensor.shape
+        data = torch.empty_strided(shape, tensor.stride(), **kind) if same else torch.empty(shape, **kind)
+        return FakeTensor(fake, data, tensor.device)  # what the mode makes as well, by a long way
+
+    recorder = _Recorder(fake, empty)
+
+    def bare(tensor: Tensor, shape: Any) -> Any:
+        result = empty(tensor, shape)
+        if isinstance(tensor, nn.Parameter):
+            result._is_param = True
+        return result
+
+    def given(value: Any) -> Any:
         if not isinstance(value, Tensor):
             return value
-        empty = fake.from_tensor(value, static_shapes=True)
-        recorder.placeholder(empty, "input")
-        return empty
+        value = fake.from_tensor(value, static_shapes=True)
+        recorder.placeholder(value, "input")
+        return value
 
-    args, kwargs = tree_map(input_of, (args, kwargs))
-    bare = copy.deepcopy(model, memo)  # parameters and buffers are found in the memo
-    for path, module in bare.named_modules():
+    model = copied(model, bare)
+    tensors = [*model.parameters(), *model.buffers()]
+    known = first_names(model)
+    names = {recorder.placeholder(tensor, known[id(tensor)]).name: known[id(tensor)] for tensor in tensors}
+    args, kwargs = tree_map(given, (args, kwargs))
+    for path, module in model.named_modules():
         module.register_forward_pre_hook(lambda m, _, path=path: recorder.enter(path, m))
         module.register_forward_hook(lambda *_: recorder.leave(), always_call=True)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # the fused encoder layer is one operator, which says nothing
-    try:
-        with torch.inference_mode(), fake, recorder:
-            result = bare(*args, **kwargs)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with _quietly(), torch.inference_mode(), recorder:
+        result = model(*args, **kwargs)
     recorder.output(result)
     return Recorded(recorder.graph, names)
 
 
-class _Recorder(TorchDispatchMode):
-    """Writes down every operator that is called, with the module that calls it."""
+ELEMENTWISE = {torch.ops.aten.relu.default, torch.ops.aten.gelu.default, torch.ops.aten.silu.default}
+ELEMENTWISE |= {torch.ops.aten.sigmoid.default, torch.ops.aten.tanh.default, torch.ops.aten.add.Tensor}
 
-    def __init__(self) -> None:
+
+def _like_first(func: Any, args: Any) -> bool:
+    """Whether an operator surely makes a contiguous tensor of the shape and dtype of its first argument."""
+    if func not in ELEMENTWISE and func is not torch.ops.aten.batch_norm.default:
+        return False
+    first, *others = [a for a in args if isinstance(a, Tensor)] or [None]
+    if first is not args[0] or not first.is_floating_point() or not first.is_contiguous():
+        return False
+    if func is torch.ops.aten.batch_norm.default:
+        return not args[5] and first.dim() > 1 and all(o.shape == first.shape[1:2] for o in others)
+    if not all(isinstance(a, (int, float, Tensor)) for a in args):
+        return False
+    return all(o.shape == first.shape and o.dtype == first.dtype and o.is_contiguous() for o in others)
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Nothing is printed of what goes wrong, and torch's fused encoder layer, an operator that says nothing, is not
+    used."""
+    log, fast = logging.getLogger("torch._subclasses.fake_tensor"), torch.backends.mha.get_fastpath_enabled()
+    before = log.disabled
+    log.disabled = True
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        log.disabled = before
+        torch.backends.mha.set_fastpath_enabled(fast)
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operator that is called, with the module that calls it.
+
+    `fake` is the mode that runs it, `empty` makes a tensor without data that is like another."""
+
+    def __init__(self, fake: Any, empty: Callable[[Tensor, Any], Tensor]) -> None:
         super().__init__()
+        self.fake, self.empty = fake, empty
         self.graph = fx.Graph()
         self.nodes: dict[int, fx.Node] = {}
         self.tensors: list[Tensor] = []  # kept, so that ids stay theirs
@@ -158,7 +215,7 @@ class _Recorder(TorchDispatchMode):
             map_aggregate(kwargs, self._node_of),
         )  # before it changes them
         try:
-            result = func(*args, **kwargs)
+            result = self._result(func, args, kwargs)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             path = self.modules[-1][0] if self.modules else ""
             nodes = [node.name for node in tree_leaves(given) if isinstance(node, fx.Node)]
@@ -173,6 +230,12 @@ class _Recorder(TorchDispatchMode):
             self._bind(self.graph.create_node("call_function", func, *given, name=func._opname), result)
         return result
 
+    def _result(self, func: Any, args: Any, kwargs: Any) -> Any:
+        if not kwargs and _like_first(func, args):  # most of a network's operators, and the mode takes long for each
+            return self.empty(args[0], args[0].shape)
+        with self.fake:
+            return func(*args, **kwargs)
+
     def output(self, value: Any) -> None:
         """The model's result."""
         leaves = tree_leaves(value)
@@ -184,10 +247,7 @@ class _Recorder(TorchDispatchMode):
 
 def exported(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recorded:
     """The graph of `torch.export`."""
-    import warnings
-
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with _quietly(), torch.no_grad():
         program = torch.export.export(model, args, kwargs, strict=False)
     signature = program.graph_signature
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))

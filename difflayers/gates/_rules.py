@@ -56,13 +56,13 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
         return Parameters(tuple((name, source.expand(shape)) for p in params for name, source in p.sources))
     if len(acts) == 1 and not params:
         return acts[0]
-    result = torch.tensor(NONE).expand(shape)
-    for act in acts:
-        labels = act.atoms.expand(shape)  # what always exists, or says nothing, ties nothing here
+    pieces = compact(*[act.atoms.expand(shape) for act in acts])
+    result = torch.tensor(NONE).expand(pieces[0].shape)
+    for labels in pieces:  # what always exists, or says nothing, ties nothing here
         run.atoms.tie(torch.where(labels == ALWAYS, NONE, labels), torch.where(result == ALWAYS, NONE, result))
         result = _merged(result, labels)
     over = varying(result)
-    for act in acts:
+    for act, labels in zip(acts, pieces, strict=True):
         # present everywhere, and of more than one number along the labels: those cannot be taken from it
         padded = (1,) * (len(shape) - len(act.shape)) + tuple(act.shape)
         inner = [d for d in over if padded[d] > 1]
@@ -70,11 +70,15 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
             result = together(run, result, inner)  # rotations of a head: the same for all heads
             over = varying(result)
         elif inner:
-            whole = act.atoms.expand(shape) == ALWAYS
+            whole = labels == ALWAYS
             run.atoms.keep(torch.where(whole, result, NONE))
             result = (
-                result.new_tensor(ALWAYS).expand(shape) if bool(whole.all()) else torch.where(whole, ALWAYS, result)
+                result.new_tensor(ALWAYS).expand(pieces[0].shape)
+                if bool(whole.all())
+                else torch.where(whole, ALWAYS, result)
             )
+    result = result.expand(shape)
+    over = varying(result)
     for param in params:
         padded = (1,) * (len(shape) - len(param.shape)) + tuple(param.shape)
         inner = [d for d in over if padded[d] > 1]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
-from ._analysis import Analysis, Factor, Term
+from ._analysis import Analysis, Factor, Term, Trace
+from ._shapes import shrinks
 from .attach import Gated
 from .prune import NotRunnable, PruningError, attempt
 from .removed import shaped
@@ -12,9 +14,11 @@ from .removed import shaped
 __all__ = ["dense", "stuck", "stuck_branches"]
 
 
-def stuck(gated: Gated) -> dict[str, str]:
+def stuck(gated: Gated, trace: Trace) -> dict[str, str]:
     """The groups without which all others can be removed together, and why each of them cannot be."""
     names = [name for name, group in gated.groups.items() if group.branch is None]
+    if shrinks(gated, trace, _opened(gated, names)):
+        return {}
     why = _failure(gated, names)
     if why is None:
         return {}
@@ -59,8 +63,8 @@ def stuck_branches(gated: Gated, others: dict[str, str]) -> dict[str, str]:
     return result
 
 
-def _failure(gated: Gated, closed: list[str]) -> str | None:
-    """Closes about half of the units of some groups and prunes; what went wrong, or None."""
+def _opened(gated: Gated, closed: list[str]) -> dict[str, Tensor]:
+    """About half of the units of some groups closed."""
     generator = torch.Generator().manual_seed(0)
     opened = {}
     for name, group in gated.groups.items():
@@ -68,8 +72,13 @@ def _failure(gated: Gated, closed: list[str]) -> str | None:
         if name in closed:
             value[torch.randperm(group.size, generator=generator)[: (group.size + 1) // 2]] = False
         opened[name] = value
+    return opened
+
+
+def _failure(gated: Gated, closed: list[str]) -> str | None:
+    """Closes about half of the units of some groups and prunes; what went wrong, or None."""
     try:
-        attempt(gated, opened, verify=True, tolerance=1e-8, examples=1)
+        attempt(gated, _opened(gated, closed), verify=True, tolerance=1e-8, examples=1)
     except NotRunnable:
         return None  # nothing can be said
     except PruningError as error:

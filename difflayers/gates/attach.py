@@ -12,7 +12,8 @@ from torch.func import functional_call
 
 from .. import _checks
 from ..errors import UnsupportedOperationError
-from ._analysis import Analysis, Group, Term, analyse
+from ._analysis import Analysis, Group, Term, analysed
+from ._masking import masked_along
 from ._recurrent import flat_weights
 from ._statistics import norms_of
 from .gate import Gate, TrainableGate
@@ -95,14 +96,18 @@ class Gated(nn.Module):
         for name, places in self._masked.items():
             parameter = parameters[name]
             for dim, group in places:
-                mask = padded[group].to(parameter.dtype)[getattr(self, _key(name, dim, group))]
-                parameter = parameter * mask.view([-1 if d == dim else 1 for d in range(parameter.dim())])
+                mask = padded[group].to(parameter.dtype).index_select(0, getattr(self, _key(name, dim, group)))
+                parameter = masked_along(parameter, mask, dim)
             result[name] = parameter
         return result
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The model's output with the gated channels."""
-        return self.bound(self.values())(*args, **kwargs)
+        return self.call(self.values(), args, kwargs)
+
+    def call(self, values: dict[str, Tensor], args: Any, kwargs: Any) -> Any:
+        """The model's output with gates of these values."""
+        return self.bound(values)(*args, **kwargs)
 
     def bound(self, values: dict[str, Tensor], model: nn.Module | None = None) -> Callable[..., Any]:
         """The model with gates of these values, to be called once or several times.
@@ -120,6 +125,8 @@ class Gated(nn.Module):
 
     def _norms(self, values: dict[str, Tensor]) -> list[Tensor | None]:
         """The masks of each norm's statistics."""
+        if not any(self.analysis.norms):
+            return [None] * len(self.analysis.norms)
         padded = {name: torch.cat([value, value.new_ones(1)]) for name, value in values.items()}
         norms: list[Tensor | None] = []
         for i, places in enumerate(self.analysis.norms):
@@ -231,13 +238,13 @@ def attach(
             f"tensor and the lengths, and pack them in the model's forward"
         )
     options = {"allow_inexact": inexact == "allow", "branches": branches == "gate"}
-    analysis = analyse(model, args, kwargs, skip_unknown=unknown == "skip", **options)
+    analysis, trace = analysed(model, args, kwargs, skip_unknown=unknown == "skip", **options)
     _some(name, analysis)
     example = copy.deepcopy((args, kwargs))
     gated = Gated(model, analysis, gate, example)
     from ._trial import dense, stuck, stuck_branches  # which imports this module
 
-    fixed = stuck(gated)
+    fixed = stuck(gated, trace)
     whole = stuck_branches(gated, fixed)
     analysis = analysis._replace(groups=list(gated.groups.values()))
     if not fixed and not whole:

@@ -40,7 +40,8 @@ def prune(gated: Gated, *, verify: bool = True, tolerance: float = 1e-10) -> nn.
 
     Args:
         gated: of `attach`; its gates say what is closed (`gated.opened()`).
-        verify: compares both models in float64, on the example and on random inputs of its shape.
+        verify: compares both models in float64, on the example and on random inputs (with images of a quarter of its
+            height and width, but 32 at least, where the model takes them; else of its shape).
         tolerance: the largest difference allowed, relative to the largest output.
 
     Returns:
@@ -123,11 +124,18 @@ def shortened(tensor: Tensor, dims: dict[int, Tensor]) -> Tensor:
     return nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
 
 
-def cut(model: nn.Module, kept: dict[str, dict[int, Tensor]], shorten: Callable[..., Tensor] = shortened) -> nn.Module:
-    """A copy with shorter parameters and buffers, and what modules remember of them."""
+def cut(
+    model: nn.Module,
+    kept: dict[str, dict[int, Tensor]],
+    shorten: Callable[[Tensor, dict[int, Tensor]], Tensor] = shortened,
+    memo: dict[int, Any] | None = None,
+) -> nn.Module:
+    """A copy with shorter parameters and buffers, and what modules remember of them.
+
+    `memo`: what stands for the others in the copy (by id), in place of copies of them."""
     tensors = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers(remove_duplicate=False))
     made = {id(tensors[name]): shorten(tensors[name], dims) for name, dims in kept.items() if dims}
-    small = copy.deepcopy(model, dict(made))  # what is made already, under any name, is not copied
+    small = copy.deepcopy(model, (memo or {}) | made)  # what is made already, under any name, is not copied
     new = {id(tensor) for tensor in made.values()}
     for module in small.modules():
         if any(id(tensor) in new for tensor in (*module._parameters.values(), *module._buffers.values())):
@@ -209,11 +217,13 @@ def _verified(
     examples: int,
 ) -> nn.Module:
     """The pruned model with those sizes rewritten that make it compute what the gated one does."""
-    problems = _inputs(gated.example)[:examples]
+    example, *others = _inputs(gated.example)
     try:
         with torch.no_grad():
             dense = _bound(gated, _exact(gated.model), opened)
-        expected = [_run(dense, *problem) for problem in problems]
+        compared = [(example, _run(dense, *example))]
+        if examples > 1:
+            compared.append(_first_that_runs(dense, others))
     except Exception as error:
         raise NotRunnable(
             f"difflayers.gates.prune: the gated model cannot be run in float64 ({type(error).__name__}: "
@@ -232,7 +242,7 @@ def _verified(
             setattr(module, name, size if used[type(module), name] else old)
         try:
             exact = _exact(small)
-            differences = [_difference(_run(exact, *p), e) for p, e in zip(problems, expected, strict=True)]
+            differences = [_difference(_run(exact, *problem), expected) for problem, expected in compared]
         except Exception as error:  # a size that does not fit
             worst = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             continue
@@ -242,25 +252,45 @@ def _verified(
     raise PruningError(
         f"difflayers.gates.prune: the pruned model does not compute what the gated one does "
         f"({'difference ' + format(worst, '.3g') if isinstance(worst, float) else worst}); "
-        f"{_blame(gated, small, opened, problems[0])}; the gated model is unchanged"
+        f"{_blame(gated, small, opened, example)}; the gated model is unchanged"
     )
 
 
 def _inputs(example: Any) -> list[Any]:
-    """The example in float64, and random inputs of its shape (integers stay)."""
-    args, kwargs = example
-    generator = torch.Generator().manual_seed(0)
+    """The example in float64; then random inputs for it, first with smaller images, then of its shape (integers
+    stay)."""
 
     def exact(value: Any) -> Any:
         return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    def other(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return torch.randn(value.shape, dtype=torch.float64, generator=generator).to(value.device)
-        return value
+    # what is removed are channels: a few places of an image show as much as all of them
+    return [tree_map(exact, example), tree_map(_random(smaller=True), example), tree_map(_random(), example)]
 
-    tree = tree_map
-    return [(tree(exact, args), tree(exact, kwargs)), (tree(other, args), tree(other, kwargs))]
+
+def _random(*, smaller: bool = False) -> Callable[[Any], Any]:
+    generator = torch.Generator().manual_seed(0)
+
+    def random(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            return value
+        shape = [
+            min(n, max(32, n // 4)) if smaller and value.dim() > 3 and d > 1 else n for d, n in enumerate(value.shape)
+        ]
+        return torch.randn(shape, dtype=torch.float64, generator=generator).to(value.device)
+
+    return random
+
+
+def _first_that_runs(model: Callable[..., Any], problems: list[Any]) -> tuple[Any, list[Tensor]]:
+    """The first problem that the model makes something finite of, and what that is; else the last."""
+    for problem in problems[:-1]:
+        try:
+            result = _run(model, *problem)
+        except Exception:  # a model may take images of one size alone
+            continue
+        if all(bool(t.isfinite().all()) for t in result):
+            return problem, result
+    return problems[-1], _run(model, *problems[-1])
 
 
 @contextmanager
@@ -285,7 +315,10 @@ def _exact(model: nn.Module) -> nn.Module:
         if tensor.is_floating_point():
             data = tensor.detach().to(torch.float64, copy=True)
             memo[id(tensor)] = nn.Parameter(data, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
-    return copy.deepcopy(model, memo).double().eval()  # a module may have more to convert
+    result = copy.deepcopy(model, memo).eval()
+    if any(type(module)._apply is not nn.Module._apply for module in result.modules()):  # those have more to convert
+        result.double()
+    return result
 
 
 def _bound(gated: Gated, model: nn.Module, opened: dict[str, Tensor]) -> Callable[..., Any]:

@@ -446,13 +446,25 @@ def packed_sequences():
     return net, (torch.randn(3, 7, 4), torch.tensor([3, 7, 5]))
 
 
+class HandNorm(nn.Module):
+    """RMSNorm as many write it."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
 class Rotary(nn.Module):
     """Attention of language models: fewer keys than queries, both normalised, and turned by their places."""
 
     def __init__(self, stored):
         super().__init__()
         self.q, self.k, self.v = (nn.Linear(8, n, bias=False) for n in (16, 8, 8))
-        self.norm_q, self.norm_k, self.out = nn.RMSNorm(4), nn.LayerNorm(4), nn.Linear(16, 8)
+        self.norm_q, self.norm_k = nn.RMSNorm(4), HandNorm(4) if stored else nn.LayerNorm(4)
+        self.out = nn.Linear(16, 8)
         angles = torch.arange(9)[:, None] / torch.tensor([1.0, 10.0])
         self.stored = stored
         if stored:
