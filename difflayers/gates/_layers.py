@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from ._atoms import ALWAYS, NONE, compact, varying
 from ._propagate import Labels, Parameters, Propagation, Work, rule
-from ._rules import biased, combined
+from ._rules import biased, combined, together
 
 
 def channel_labels(run: Propagation, x: Labels, dim: int) -> Tensor:
@@ -147,7 +147,11 @@ def layer_norm(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[st
         run.refuse(node, args)
         return run.fixed(node)
     rank = len(x.shape)
-    if any(d >= rank - normalised for d in varying(x.atoms)):
+    over = varying(x.atoms)
+    inner = [d for d in over if d >= rank - normalised]
+    if inner and len(inner) < len(over):  # of each head by itself
+        x = Labels(together(run, x.atoms, inner))
+    elif inner:
         if run.allow_inexact and normalised == 1 and _name(node) in ("layer_norm", "rms_norm"):
             run.inexact.append((x.atoms, node))
         else:
@@ -234,7 +238,11 @@ def reduction(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str
     if not isinstance(value, Tensor) and _name(node) not in ("max", "min"):
         run.refuse(node, args)
         return run.fixed(node)
-    if set(dims) & set(varying(x.atoms)):
+    over = varying(x.atoms)
+    inner = [d for d in over if d in dims]
+    if inner and len(inner) < len(over):  # of each head by itself
+        x = Labels(together(run, x.atoms, inner))
+    elif inner:
         if run.allow_inexact and _name(node) == "mean" and len(dims) == 1 and "dtype" not in kwargs:
             run.inexact.append((x.atoms.movedim(dims[0], -1), node))  # a norm written by hand
         else:

@@ -444,3 +444,63 @@ def packed_sequences():
         out=nn.Linear(4, 2), last=nn.Linear(5, 2),
     )  # fmt: skip
     return net, (torch.randn(3, 7, 4), torch.tensor([3, 7, 5]))
+
+
+class HandNorm(nn.Module):
+    """RMSNorm as many write it."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+class Rotary(nn.Module):
+    """Attention of language models: fewer keys than queries, both normalised, and turned by their places."""
+
+    def __init__(self, stored):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, n, bias=False) for n in (16, 8, 8))
+        self.norm_q, self.norm_k = nn.RMSNorm(4), HandNorm(4) if stored else nn.LayerNorm(4)
+        self.out = nn.Linear(16, 8)
+        angles = torch.arange(9)[:, None] / torch.tensor([1.0, 10.0])
+        self.stored = stored
+        if stored:
+            self.register_buffer("cos", torch.cat([angles.cos()] * 2, -1))
+            self.register_buffer("sin", torch.cat([angles.sin()] * 2, -1))
+
+    def turned(self, x):
+        if self.stored:
+            cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
+        else:
+            angles = torch.arange(x.shape[2], dtype=x.dtype)[:, None] / torch.tensor([1.0, 10.0], dtype=x.dtype)
+            cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+
+    def forward(self, x):
+        q, k, v = (part(x).unflatten(-1, (-1, 4)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        q, k = self.turned(self.norm_q(q)), self.turned(self.norm_k(k))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@entry([2, 7])
+def rotary_attention():
+    # heads are whole: turning and normalising acts within each
+    def forward(m, x):
+        x = x + m.attention(x)
+        return m.out(m.a(x).relu())
+
+    return Applied(forward, attention=Rotary(False), a=nn.Linear(8, 7), out=nn.Linear(7, 2)), torch.randn(TOKENS)
+
+
+@entry([2, 7])
+def rotary_attention_stored():
+    def forward(m, x):
+        x = x + m.attention(x)
+        return m.out(m.a(x).relu())
+
+    return Applied(forward, attention=Rotary(True), a=nn.Linear(8, 7), out=nn.Linear(7, 2)), torch.randn(TOKENS)
