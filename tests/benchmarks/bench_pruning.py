@@ -164,7 +164,7 @@ def section(rows: Sequence[Row], epochs: int) -> str:
     lines = [
         "## Accuracy at a share of the FLOPs",
         "",
-        *wrapped(PROTOCOL.format(epochs=epochs, seeds=", ".join(map(str, seeds)))),
+        *wrapped(PROTOCOL.strip().format(epochs=epochs, seeds=", ".join(map(str, seeds)))),
         "",
         f"The dense network: {spread([row.accuracy for row in dense], 2)} %, loss "
         f"{spread([row.loss for row in dense], 4)}.",
