@@ -4,7 +4,8 @@ The model is a causal transformer that reads bytes. It learns the documentation 
 library, which are on every machine that runs this; a tenth of the text, of other files, is held out. Then heads of
 attention and units of the hidden layers get trainable gates, network and gates are trained together, and what is
 closed is removed. For comparison the same surgery by the L1 norms of the weights, with as many steps of training
-after it, and the dense model with these steps alone. The stream between the blocks stays as wide as it is: layer norms take statistics over it.
+after it, and the dense model with these steps alone. The stream between the blocks stays as wide as it is: layer norms
+take statistics over it.
 """
 
 from __future__ import annotations
