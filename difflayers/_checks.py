@@ -52,7 +52,7 @@ def contents_are_checked(*tensors: Tensor) -> bool:
 
 
 def tensor(function: str, name: str, value: object) -> Tensor:
-    """A floating-point tensor, unchanged."""
+    """A dense floating-point tensor, unchanged."""
     if not isinstance(value, Tensor):
         raise TypeError(
             f"{function}: argument '{name}' must be a torch.Tensor, got {type(value).__name__}; "
@@ -63,6 +63,11 @@ def tensor(function: str, name: str, value: object) -> Tensor:
         raise TypeError(
             f"{function}: argument '{name}' must have a floating-point dtype, got {dtype}; "
             f"convert it with {name}.float()"
+        )
+    if value.layout is not torch.strided:
+        raise TypeError(
+            f"{function}: argument '{name}' must be a dense tensor, got one of layout {value.layout}; "
+            f"convert it with {name}.to_dense()"
         )
     return value
 

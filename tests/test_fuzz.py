@@ -22,7 +22,7 @@ def test_malformed_arguments(target):
 @pytest.mark.skipif(not dl.build_info()["compiled"], reason="the kernels are not compiled in")
 @pytest.mark.parametrize("name", ["transport_backward", "refine_models", "subset_sample"])
 def test_memory_does_not_grow(name):
-    call = CALLS[name](Maker(5))
+    call = CALLS[name](Maker(5, 8))
     wrong = leaks.refused(name, call)
     grown, raised = leaks.growth(lambda: operator(name)(*call), lambda: operator(name)(*wrong), 3000)
     assert raised > 900

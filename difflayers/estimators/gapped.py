@@ -18,7 +18,7 @@ def _gap(function: str, gap: object) -> float | None:
     if isinstance(gap, str):
         _checks.choice(function, "gap", gap, ("probability",))
         return None
-    return _checks.number(function, "gap", gap, minimum=0.0)
+    return _checks.number(function, "gap", gap, minimum=0.0, maximum=torch.finfo(torch.float32).max)
 
 
 def probable_gap(logits: Tensor, chosen: Tensor) -> Tensor:

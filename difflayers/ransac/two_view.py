@@ -67,7 +67,7 @@ def fundamental_from_essential(essential: Tensor, first: Tensor, second: Tensor)
         second: the second camera's matrix K2, `[..., 3, 3]`.
 
     Returns:
-        `[..., 3, 3]`.
+        `[..., 3, 3]`; NaN where a camera's matrix is singular.
 
     Raises:
         TypeError, ValueError: the arguments are not floating-point tensors of these shapes.
@@ -84,7 +84,9 @@ def fundamental_from_essential(essential: Tensor, first: Tensor, second: Tensor)
     """
     for name, value in (("essential", essential), ("first", first), ("second", second)):
         _checked("difflayers.ransac.fundamental_from_essential", name, value, (3, 3))
-    result = torch.linalg.solve(second.mT, torch.linalg.solve(first.mT, essential.mT).mT)
+    half, first_fails = torch.linalg.solve_ex(first.mT, essential.mT)
+    result, second_fails = torch.linalg.solve_ex(second.mT, half.mT)
+    result = torch.where(((first_fails != 0) | (second_fails != 0))[..., None, None], torch.nan, result)
     length2 = result.square().sum((-2, -1), keepdim=True)
     return result / torch.where(length2 > 0, length2, 1.0).sqrt()
 
@@ -154,10 +156,28 @@ def recover_pose(essential: Tensor, points: Tensor, mask: Tensor | None = None) 
         (tensor(-1.), tensor([True, True]))
     """
     _checked("difflayers.ransac.recover_pose", "essential", essential, (3, 3))
+    points = _checks.tensor("difflayers.ransac.recover_pose", "points", points)
     if points.shape[-1:] != (4,) or points.dim() < 2:
         raise ValueError(
             f"difflayers.ransac.recover_pose: argument 'points' must have shape [..., n, 4], rows (x1, y1, x2, y2), "
             f"got {tuple(points.shape)}"
+        )
+    if mask is not None and (not isinstance(mask, Tensor) or mask.dtype != torch.bool):
+        got = str(mask.dtype).removeprefix("torch.") if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"difflayers.ransac.recover_pose: argument 'mask' must be a bool tensor or None, got {got}")
+    batches = [essential.shape[:-2], points.shape[:-2], *([] if mask is None else [mask.shape[:-1]])]
+    try:
+        torch.broadcast_shapes(*batches)
+    except RuntimeError:
+        listed = " and ".join(str(tuple(batch)) for batch in batches)
+        raise ValueError(
+            f"difflayers.ransac.recover_pose: arguments 'essential', 'points' and 'mask' must have batches that "
+            f"broadcast, got {listed}"
+        ) from None
+    if mask is not None and mask.shape[-1:] not in (points.shape[-2:-1], (1,)):
+        raise ValueError(
+            f"difflayers.ransac.recover_pose: argument 'mask' must have shape [..., {points.shape[-2]}], "
+            f"got {tuple(mask.shape)}"
         )
     rotations, translations = decompose_essential(essential)
     with torch.no_grad():

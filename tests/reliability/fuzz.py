@@ -68,11 +68,11 @@ def _other_tensor(m: Maker, x: Tensor) -> Any:
     if kind == 5 and x.dim():  # no rows, but very long ones
         return x.new_empty(0).expand(*([0] * (x.dim() - 1)), 0) if x.dim() > 1 else x[:0]
     if kind == 6 and x.dim() >= 2:
-        return x.new_empty(0, *([m.pick((2**20, 2**40))] * 1), *x.shape[2:])
+        return x.new_empty(0, *([m.pick((98_304, 2**40))] * 1), *x.shape[2:])
     if kind == 7:
         return _filled(m, x)
     if kind == 8:
-        return x.to_sparse() if x.dim() and x.numel() else x
+        return x.to_sparse() if x.is_floating_point() and x.dim() and x.numel() else x
     return m.pick((None, 3, 1.5, "text", [1.0, 2.0], x.tolist()))
 
 
@@ -117,16 +117,22 @@ def _copies(arguments: list[Any]) -> list[Any]:
     return [a.contiguous().clone() if isinstance(a, Tensor) and a.layout == torch.strided else a for a in arguments]
 
 
+# said by torch of numbers of samples that no machine holds
+UNDERSTOOD = ("can't allocate memory", "Overflow when unpacking long", "not enough memory")
+
+
 def outcome(run: Callable[..., Any], arguments: list[Any], errors: tuple[type[Exception], ...], mark: str) -> str:
     """"raised" or "computed"; Finding else. `mark` is what the message of an error must contain."""
     try:
         result = run(*arguments)
-    except errors as error:
+    except Exception as error:
+        if any(text in str(error) for text in UNDERSTOOD):
+            return "raised"
+        if not isinstance(error, errors):
+            raise Finding(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
         if not str(error).strip() or mark not in str(error):
             raise Finding(f"{type(error).__name__} that does not say what is wrong: {str(error)[:300]!r}") from error
         return "raised"
-    except Exception as error:
-        raise Finding(f"{type(error).__name__}: {str(error).splitlines()[0][:200]}") from error
     if not same(result, run(*arguments)):
         raise Finding("another result from the same arguments")
     if not same(result, run(*_copies(arguments))):
@@ -149,7 +155,6 @@ def function_case(name: str, seed: int) -> str:
         torch.manual_seed(seed)
         return run(*values)
 
-    # what torch itself says of sparse or complex tensors, or of no tensor at all, is clear enough
     return outcome(seeded, arguments, (TypeError, ValueError, IndexError, dl.Error), "difflayers")
 
 

@@ -51,11 +51,11 @@ def refused(name: str, arguments: list[Any]) -> list[Any]:
     """The arguments of a call that fails as late as can be: where the operator's own code has begun to allocate."""
     result = list(arguments)
     if name.startswith(("transport", "emulated")):  # a table that is read to its last comparator
-        n = next(a for a in arguments if isinstance(a, torch.Tensor)).shape[-1]
+        scores = {"transport_backward": 1, "transport_double_backward": 4}.get(name.removeprefix("emulated_"), 0)
+        n = arguments[scores].shape[-1]
         at = next(i for i, a in enumerate(arguments) if isinstance(a, str)) + 1
-        if name.endswith("scratch_bytes") or "double" not in name:
-            result[at] = f"{n}:" + "0-1," * 50 + "1-0"
-            return result
+        result[at] = f"{n}:" + "0-1," * 50 + "1-0"
+        return result
     last = max(i for i, a in enumerate(arguments) if isinstance(a, torch.Tensor))
     result[last] = result[last].to(torch.complex64)
     return result
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("torch.sort", *CALLS):
         begin = time.perf_counter()
         if name in CALLS:
-            call = CALLS[name](Maker(5))
+            call = CALLS[name](Maker(5, 8))
             wrong = refused(name, call)
             run = operator(name)
             grown, raised = growth(lambda run=run, call=call: run(*call), lambda run=run, wrong=wrong: run(*wrong),
