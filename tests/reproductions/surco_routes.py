@@ -137,7 +137,8 @@ def claims(content: Row) -> list[Claim]:
             end = f", {setting} ({text})"
             result += [
                 Claim(f"SurCo-zero (z-score) is better than the heuristic{end}", against(ON_SCORE, HEURISTIC)),
-                Claim(f"SurCo-zero's gain over the heuristic is that of the paper, 4.5 to 8.5 %, or more{end}", verdict(above_paper(found), " %")),
+                Claim(f"SurCo-zero's gain over the heuristic is that of the paper, 4.5 to 8.5 %, or more{end}",
+                      verdict(above_paper(found), " %")),
                 Claim(f"SurCo of this library is better than the heuristic{end}", against(SURCO, HEURISTIC)),
                 Claim(f"SurCo-zero (z-score) is better than the route of least expected time{end}",
                       against(ON_SCORE, SIMPLE)),
