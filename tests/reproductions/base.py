@@ -136,7 +136,7 @@ def verdict(differences: Sequence[float], unit: str = "", digits: int = 1) -> st
     half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
     if round(abs(centre) + half, digits) == 0:
         return f"**no difference** to within {0.5 * 10**-digits:g} ({len(differences)} pairs)"
-    word = "holds" if centre - half > 0 else "does not hold: the contrary" if centre + half < 0 else "not decided"
+    word = "holds" if centre - half > 0 else "does not hold" if centre + half < 0 else "not decided"
     return f"**{word}**: {centre:+.{digits}f} ± {half:.{digits}f}{unit} ({len(differences)} pairs, 95 % interval)"
 
 

@@ -144,7 +144,7 @@ def summary(found: Sequence[tuple[Section, list[Claim]]]) -> str:
     every = [claim for _, claims in found for claim in claims]
     against = [(section, claim) for section, claims in found for claim in claims if "does not hold" in claim.verdict]
     held = sum("**holds" in claim.verdict for claim in every)
-    lines = [f"Of {len(every)} claims, {held} hold here, {len(against)} do not, and "
+    lines = [f"Of {len(every)} claims, in our runs {held} hold, {len(against)} do not, and "
              f"{len(every) - held - len(against)} are not decided."]  # fmt: skip
     if against:
         lines += ["", "Those that do not hold in our runs:", ""]
