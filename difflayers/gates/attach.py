@@ -97,7 +97,11 @@ class Gated(nn.Module):
             parameter = parameters[name]
             for dim, group in places:
                 mask = padded[group].to(parameter.dtype).index_select(0, getattr(self, _key(name, dim, group)))
-                parameter = masked_along(parameter, mask, dim)
+                if model is None:
+                    parameter = masked_along(parameter, mask, dim)
+                else:  # one pass less over the copy
+                    with torch.no_grad():
+                        parameter.mul_(mask.view([-1 if d == dim else 1 for d in range(parameter.dim())]))
             result[name] = parameter
         return result
 
@@ -112,7 +116,7 @@ class Gated(nn.Module):
     def bound(self, values: dict[str, Tensor], model: nn.Module | None = None) -> Callable[..., Any]:
         """The model with gates of these values, to be called once or several times.
 
-        `model`: a copy of it to be run in its place, in another precision say."""
+        `model`: a copy to be run in its place, in another precision say; what is masked of it is overwritten."""
         run = self.model if model is None else model
         masked = self.masked(values, model)
         norms = self._norms(values)

@@ -1,98 +1,48 @@
-"""Seconds to find and remove channels of a ResNet-50 and of a 12-block transformer, beside Torch-Pruning where it is
-installed, and what gates cost in a step of training. Run: python tests/benchmarks/bench_gates.py"""
+"""What gates cost, in one page: attach and prune beside Torch-Pruning, and a step of training with gates and without.
+
+    make bench            all benchmarks, these into docs/benchmarks-gates.md
+    python tests/benchmarks/bench_gates.py --quick
+    python tests/benchmarks/bench_gates.py --out docs/benchmarks-gates.md
+
+Torch-Pruning 1.6.1 is left out where it is not installed. What other scripts have written into the page between two
+lines with their name (bench_pruning.py: accuracy) stays in it.
+"""
 
 from __future__ import annotations
 
+import argparse
 import copy
+import importlib.util
 import statistics
+import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import torch
+from gates_models import Attention, resnet50, transformer  # pyright: ignore[reportMissingImports]
+from measure import machine  # pyright: ignore[reportMissingImports]
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import difflayers as dl
 
+ROOT = Path(__file__).resolve().parents[2]
+TESTS = ("tests/gates/test_zoo.py", "tests/gates/test_refusals.py")
+TITLE = "# Benchmarks: keeping or dropping"
+OTHERS = ("<!-- bench_pruning.py -->",)  # the lines around what other scripts write
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 and a shortcut."""
-
-    def __init__(self, inputs: int, width: int, stride: int) -> None:
-        super().__init__()
-        outputs = 4 * width
-        self.conv1, self.bn1 = nn.Conv2d(inputs, width, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, stride, 1, bias=False), nn.BatchNorm2d(width)
-        self.conv3, self.bn3 = nn.Conv2d(width, outputs, 1, bias=False), nn.BatchNorm2d(outputs)
-        self.shortcut = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The block."""
-        y = F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
-        return F.relu(self.bn3(self.conv3(y)) + self.shortcut(x))
-
-
-def resnet50(classes: int = 1000) -> nn.Module:
-    """25.6 million parameters, as published."""
-    layers: list[nn.Module] = [
-        nn.Conv2d(3, 64, 7, 2, 3, bias=False),
-        nn.BatchNorm2d(64),
-        nn.ReLU(),
-        nn.MaxPool2d(3, 2, 1),
-    ]
-    inputs = 64
-    for width, blocks, stride in ((64, 3, 1), (128, 4, 2), (256, 6, 2), (512, 3, 2)):
-        for i in range(blocks):
-            layers.append(Bottleneck(inputs, width, stride if i == 0 else 1))
-            inputs = 4 * width
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2048, classes))
-
-
-class Attention(nn.Module):
-    """Heads of a fused layer."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.num_heads, self.head_dim = heads, width // heads
-        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Outputs of every token."""
-        b, n, _ = x.shape
-        q, k, v = self.qkv(x).view(b, n, 3, self.num_heads, self.head_dim).permute(2, 0, 3, 1, 4)
-        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, n, -1))
-
-
-class Block(nn.Module):
-    """Attention and two linear layers, norms in front."""
-
-    def __init__(self, width: int, heads: int) -> None:
-        super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
-        self.up, self.down = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The block."""
-        x = x + self.attention(self.norm1(x))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
-
-
-def transformer(width: int = 384, heads: int = 6, blocks: int = 12) -> nn.Module:
-    """A stack of blocks and a head."""
-    return nn.Sequential(*[Block(width, heads) for _ in range(blocks)], nn.LayerNorm(width), nn.Linear(width, 100))
-
-
-def seconds(run: Callable[[], object], times: int = 3) -> float:
-    """The fastest of some runs."""
-    best = float("inf")
-    for _ in range(times):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
+Task = tuple[str, Callable[[], nn.Module], tuple[int, ...]]
+SURGERY: list[Task] = [
+    ("ResNet-50, 64 x 64", resnet50, (1, 3, 64, 64)),
+    ("ResNet-50, 224 x 224", resnet50, (1, 3, 224, 224)),
+    ("transformer, 12 blocks of 384", transformer, (1, 16, 384)),
+]
+STEPS: list[Task] = [
+    ("ResNet-50, 32 of 64 x 64", resnet50, (32, 3, 64, 64)),
+    ("transformer, 8 of 64 tokens", transformer, (8, 64, 384)),
+]
 
 
 def close_half(gated: dl.gates.Gated) -> None:
@@ -101,72 +51,150 @@ def close_half(gated: dl.gates.Gated) -> None:
         gate.weight.data[1::2] = -1  # pyright: ignore[reportIndexIssue]
 
 
-def surgery(model: nn.Module, x: Tensor) -> dict[str, float]:
-    """Seconds of both parts, with and without the comparison in float64."""
-    gated = dl.gates.attach(model, x)
-    close_half(gated)
-    return {
-        "attach": seconds(lambda: dl.gates.attach(model, x)),
-        "prune": seconds(lambda: dl.gates.prune(gated)),
-        "prune, not verified": seconds(lambda: dl.gates.prune(gated, verify=False)),
-    }
+def timed(run: Callable[[], object], clock: Callable[[], float] = time.process_time) -> float:
+    """Seconds of one call."""
+    start = clock()
+    run()
+    return clock() - start
 
 
-def torch_pruning(model: nn.Module, x: Tensor, heads: dict[nn.Module, int], ignored: list[nn.Module]) -> float | None:
-    """Seconds of its constructor and one step, None where it is not installed."""
-    try:
-        import torch_pruning as tp  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        return None
+def torch_pruning(model: nn.Module, x: Tensor) -> float:
+    """Seconds of its constructor and one step, at half of all channels and heads; the copy before is not counted."""
+    import torch_pruning as tp  # pyright: ignore[reportMissingImports]
 
-    def run() -> float:
-        victim, places = copy.deepcopy((model, (heads, ignored)))
-        start = time.perf_counter()
-        tp.pruner.MetaPruner(
-            victim, x, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, num_heads=places[0],
-            prune_num_heads=bool(places[0]), ignored_layers=places[1],
-        ).step()  # fmt: skip
-        return time.perf_counter() - start
-
-    return min(run() for _ in range(3))
+    model = copy.deepcopy(model)
+    heads: dict[nn.Module, int] = {m.qkv: m.num_heads for m in model.modules() if isinstance(m, Attention)}
+    last: list[nn.Module] = [model[-1]]  # pyright: ignore[reportIndexIssue]
+    return timed(
+        lambda: tp.pruner.MetaPruner(
+            model, x, importance=tp.importance.MagnitudeImportance(p=2), pruning_ratio=0.5, num_heads=heads,
+            prune_num_heads=bool(heads), ignored_layers=last,
+        ).step()
+    )  # fmt: skip
 
 
-def step_overhead(model: nn.Module, x: Tensor, rounds: int = 5) -> tuple[float, float]:
-    """Median seconds of forward and backward of the model and of the gated model, taking turns."""
-    gated = dl.gates.attach(model, x[:1])
-    model.train()
-    gated.train()
+def surgery(rounds: int) -> str:
+    """A table of attach and prune."""
+    peer = importlib.util.find_spec("torch_pruning") is not None
+    torch.set_num_threads(1)
+    rows = []
+    for name, make, shape in SURGERY:
+        torch.manual_seed(0)
+        model, x = make(), torch.randn(shape)
+        gated = dl.gates.attach(model, x)
+        close_half(gated)
+        dl.gates.prune(gated)
+        if peer:
+            torch_pruning(model, x)
+        runs: list[Callable[[], object]] = [
+            partial(dl.gates.attach, model, x),
+            partial(dl.gates.prune, gated),
+            partial(dl.gates.prune, gated, verify=False),
+        ]
+        times = [  # taking turns
+            [*map(timed, runs), torch_pruning(model, x) if peer else float("nan")] for _ in range(rounds)
+        ]
+        attach, prune, unverified, other = (statistics.median(column) for column in zip(*times, strict=True))
+        ratio = statistics.median((a + p) / o for a, p, _, o in times)
+        reached = "" if not peer else " reached" if ratio <= 2 else " **missed**"
+        rows.append(
+            f"| {name} | {attach:.2f} | {prune:.2f} | {unverified:.2f} | "
+            + (f"{other:.2f} | {ratio:.2f}x{reached} |" if peer else "absent | |")
+        )
+    return "\n".join(
+        [
+            "## Attach and prune",
+            "",
+            f"Processor time in seconds on one thread, medians of {rounds} rounds in which all take turns, after one "
+            "that is not counted (the first `attach` of a process spends about two seconds more on importing parts of "
+            "torch). Half of all units go. `prune` compares both models in float64; Torch-Pruning's constructor and "
+            "step compare nothing. Bar: attach and prune together at most 2 times Torch-Pruning's time.",
+            "",
+            "| model | attach | prune | prune(verify=False) | Torch-Pruning | attach + prune to it |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
 
-    def step(module: nn.Module) -> float:
-        start = time.perf_counter()
-        module(x).square().mean().backward()
-        return time.perf_counter() - start
 
-    step(model)
-    step(gated)
-    plain, with_gates = zip(*[(step(model), step(gated)) for _ in range(rounds)], strict=True)
-    return statistics.median(plain), statistics.median(with_gates)
+def overhead(rounds: int, numbers: Sequence[int]) -> str:
+    """A table of steps of training."""
+    rows = []
+    for threads in numbers:
+        torch.set_num_threads(threads)
+        clock = time.process_time if threads == 1 else time.perf_counter
+        for name, make, shape in STEPS:
+            torch.manual_seed(0)
+            model, x = make(), torch.randn(shape)
+            gated = dl.gates.attach(model, x[:1])
+            model.train()
+            gated.train()
+
+            def step(module: nn.Module, x: Tensor = x, gated: nn.Module = gated, clock: Callable = clock) -> float:
+                gated.zero_grad(set_to_none=True)
+                return timed(lambda: module(x).square().mean().backward(), clock)
+
+            for state in ("all open", "half closed"):
+                if state == "half closed":
+                    close_half(gated)
+                step(model), step(gated)
+                times = [(step(model), step(gated)) for _ in range(rounds)]
+                more = statistics.median(b / a for a, b in times) - 1
+                plain, with_gates = (statistics.median(column) for column in zip(*times, strict=True))
+                verdict = "reached" if more <= 0.05 else "**missed**"
+                rows.append(
+                    f"| {threads} | {name} | {state} | {plain:.3f} | {with_gates:.3f} | {100 * more:+.1f} % {verdict} |"
+                )
+    torch.set_num_threads(1)
+    return "\n".join(
+        [
+            "## A step of training",
+            "",
+            f"Seconds of forward and backward, of the model and of the gated model, medians of {rounds} rounds in "
+            "which both take turns; processor time with one thread, time that passes with two. Bar: at most 5 % more.",
+            "",
+            "| threads | model, batch | gates | model | gated | more, median of the rounds |",
+            "|---|---|---|---|---|---|",
+            *rows,
+        ]
+    )
 
 
-def main() -> None:
-    """Prints the table."""
-    torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} thread(s)")
-    resnet, vit = resnet50(), transformer()
-    for name, model, x, batch in (
-        ("ResNet-50, 64 x 64", resnet, torch.randn(1, 3, 64, 64), torch.randn(32, 3, 64, 64)),
-        ("transformer, 12 blocks of 384", vit, torch.randn(1, 16, 384), torch.randn(8, 64, 384)),
-    ):
-        print(f"\n{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} million parameters")
-        for part, value in surgery(model, x).items():
-            print(f"  {part:34s} {value:7.2f} s")
-        attention = {m.qkv: m.num_heads for m in model.modules() if isinstance(m, Attention)}
-        last: list[nn.Module] = [model[-1]]  # pyright: ignore[reportIndexIssue]
-        peer = torch_pruning(model, x, attention, last)  # pyright: ignore[reportArgumentType]
-        print("  Torch-Pruning, constructor and step " + ("not installed" if peer is None else f"{peer:7.2f} s"))
-        plain, gated = step_overhead(model, batch)
-        print(f"  step of training {plain:.3f} s, with gates {gated:.3f} s: {100 * (gated / plain - 1):+.1f} %")
+def kept(page: str) -> list[str]:
+    """What other scripts have written."""
+    found = []
+    for line in OTHERS:
+        parts = page.split(line)
+        if len(parts) > 2:
+            found.append(f"{line}{parts[1]}{line}")
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the benchmarks; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="two rounds, figures that mean little")
+    parser.add_argument("--rounds", type=int, default=7, help="of each comparison")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="of the steps of training")
+    parser.add_argument("--out", type=Path, help="also write the page to this Markdown file")
+    parser.add_argument("--untested", action="store_true", help="do not run the tests of what is timed first")
+    options = parser.parse_args(arguments)
+    if not options.untested:
+        tests = [sys.executable, "-m", "pytest", "-q", "-x", *TESTS]
+        if subprocess.run(tests, cwd=ROOT, check=False).returncode != 0:
+            print("bench_gates: the tests fail; numbers of what is wrong are not reported", file=sys.stderr)
+            return 1
+    rounds = 2 if options.quick else options.rounds
+    header = "\n".join(f"- {line}" for line in machine(["torch-pruning"]))
+    parts = [TITLE, "Printed by `make bench`.", header, surgery(rounds), overhead(rounds, options.threads)]
+    if options.out and options.out.exists():
+        parts += kept(options.out.read_text())
+    text = "\n\n".join(parts) + "\n"
+    if options.out:
+        options.out.write_text(text)
+    print(text)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
