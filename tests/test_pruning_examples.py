@@ -49,7 +49,9 @@ def cifar(folder: Path, count: int = 150) -> np.ndarray:
 
 
 def test_quick_resnet(tmp_path: Path) -> None:
-    result = run("prune_resnet", "--quick", "--targets", "0.5", "0.2", "--out", tmp_path / "new" / "folder")
+    result = run(
+        "prune_resnet", "--quick", "--epochs", "1", "--targets", "0.5", "0.2", "--out", tmp_path / "new" / "folder"
+    )
     assert result.returncode == 0, result.stderr
     assert (tmp_path / "new" / "folder" / "prune_resnet.png").read_bytes()[:4] == b"\x89PNG"
     rows = {line[:40]: line[40:].split() for line in result.stdout.splitlines() if len(line) > 70}
@@ -221,7 +223,19 @@ def test_ctrl_c_still_prints(tmp_path: Path) -> None:
         "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
     }
     script = str(ROOT / "examples" / "prune_resnet.py")
-    command = [sys.executable, "-u", script, "--quick", "--targets", "0.5", *["0.4"] * 50, "--out", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-u",
+        script,
+        "--quick",
+        "--epochs",
+        "1",
+        "--targets",
+        "0.5",
+        *["0.4"] * 50,
+        "--out",
+        str(tmp_path),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment) as child:
         assert child.stdout is not None
         while "trainable gates" not in child.stdout.readline():
