@@ -14,6 +14,7 @@
 #include <type_traits>
 
 #include "isotonic.h"
+#include "text.h"
 
 namespace difflayers::permutahedron {
 
@@ -107,7 +108,7 @@ void with_types(const std::string& task, bool entropic, bool is_double, F f) {
 template <class Device>
 struct Operators {
   static std::tuple<Tensor, Tensor, Tensor> forward(Tensor x, std::optional<Tensor> temperature, double constant,
-                                                    std::string task, bool entropic, int64_t k) {
+                                                    Text task, bool entropic, int64_t k) {
     check(x, temperature, k);
     x = contiguous_of(x);
     if (temperature) temperature = contiguous_of(*temperature);
@@ -127,7 +128,7 @@ struct Operators {
 
   static std::tuple<Tensor, Tensor> backward(Tensor gradient, Tensor x, std::optional<Tensor> temperature,
                                              Tensor result, Tensor order, Tensor starts, double constant,
-                                             std::string task, bool entropic, bool of_temperature) {
+                                             Text task, bool entropic, bool of_temperature) {
     check(x, temperature, 0);
     for (const Tensor& each : {gradient, result, order, starts})
       STD_TORCH_CHECK(each.dim() == 2 && each.size(0) == x.size(0) && each.size(1) == x.size(1),

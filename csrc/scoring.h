@@ -10,6 +10,8 @@
 #include <optional>
 #include <string>
 
+#include "text.h"
+
 namespace difflayers::scoring {
 
 using torch::headeronly::ScalarType;

@@ -12,6 +12,8 @@
 #include <utility>
 #include <vector>
 
+#include "text.h"
+
 namespace difflayers {
 
 using torch::stable::Tensor;
@@ -114,8 +116,8 @@ inline Tensor like(const Tensor& reference, std::vector<int64_t> shape) {
 // The three operators over a device's implementation.
 template <class Device>
 struct TransportOperators {
-  static Tensor forward(Tensor scores, std::optional<Tensor> steepness, std::optional<Tensor> payload, std::string what,
-                        std::string network, int64_t first, int64_t last, std::string swap, double parameter,
+  static Tensor forward(Tensor scores, std::optional<Tensor> steepness, std::optional<Tensor> payload, Text what,
+                        Text network, int64_t first, int64_t last, Text swap, double parameter,
                         double constant, bool hard) {
     const Call call = call_of(scores, steepness, payload, what, network, first, last, swap, parameter, constant, hard);
     Tensor result = like(scores, call.result_shape());
@@ -124,9 +126,9 @@ struct TransportOperators {
   }
 
   static std::tuple<Tensor, Tensor, Tensor> backward(Tensor gradient, Tensor scores, std::optional<Tensor> steepness,
-                                                     std::optional<Tensor> payload, std::string what,
-                                                     std::string network, int64_t first, int64_t last,
-                                                     std::string swap, double parameter, double constant, bool hard,
+                                                     std::optional<Tensor> payload, Text what,
+                                                     Text network, int64_t first, int64_t last,
+                                                     Text swap, double parameter, double constant, bool hard,
                                                      bool of_steepness, bool of_payload) {
     const Call call = call_of(scores, steepness, payload, what, network, first, last, swap, parameter, constant, hard);
     check_gradient(call, gradient);
@@ -143,8 +145,8 @@ struct TransportOperators {
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> double_backward(
       Tensor h_scores, std::optional<Tensor> h_steepness, std::optional<Tensor> h_payload, Tensor gradient,
-      Tensor scores, std::optional<Tensor> steepness, std::optional<Tensor> payload, std::string what, std::string network,
-      int64_t first, int64_t last, std::string swap, double parameter, double constant, bool hard) {
+      Tensor scores, std::optional<Tensor> steepness, std::optional<Tensor> payload, Text what, Text network,
+      int64_t first, int64_t last, Text swap, double parameter, double constant, bool hard) {
     const Call call = call_of(scores, steepness, payload, what, network, first, last, swap, parameter, constant, hard);
     check_gradient(call, gradient);
     check_direction(h_scores, {call.rows, call.n}, call, "scores");

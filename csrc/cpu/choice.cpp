@@ -10,6 +10,7 @@
 #include <string>
 #include <tuple>
 
+#include "../text.h"
 #include "choice_kernels.h"
 #include "instruction_set.h"
 
@@ -100,7 +101,7 @@ std::tuple<Tensor, Tensor> choose(Tensor logits, Tensor uniform) {
 }
 
 Tensor choose_backward(Tensor gradient, Tensor marked, std::optional<Tensor> temperature, double constant,
-                       std::string kind) {
+                       Text kind) {
   marked = rows_of(marked, ScalarType::Float, "marked");
   gradient = rows_of(gradient, ScalarType::Float, "gradient");
   expect_shape(gradient, marked, "gradient");

@@ -11,6 +11,7 @@
 #include <string>
 #include <tuple>
 
+#include "../text.h"
 #include "minimal_essential.h"
 #include "minimal_fundamental.h"
 #include "minimal_homography.h"
@@ -66,7 +67,7 @@ struct Linearisation {
 
 // Returns models [B, solutions, parameters], 0 where not valid; how many are valid [B]; condition numbers
 // [B, solutions], or [0] when not asked for.
-std::tuple<Tensor, Tensor, Tensor> minimal_solve(Tensor samples, std::string problem, bool with_condition) {
+std::tuple<Tensor, Tensor, Tensor> minimal_solve(Tensor samples, Text problem, bool with_condition) {
   return with_problem(problem, [&](auto p) -> std::tuple<Tensor, Tensor, Tensor> {
     using P = decltype(p);
     expect_samples<P>(samples);
@@ -100,7 +101,7 @@ std::tuple<Tensor, Tensor, Tensor> minimal_solve(Tensor samples, std::string pro
 
 // The gradient by samples [B, size, point] of sum(gradient * models); models whose condition number is not below
 // `worst` contribute nothing.
-Tensor minimal_backward(Tensor gradient, Tensor models, Tensor counts, Tensor samples, std::string problem,
+Tensor minimal_backward(Tensor gradient, Tensor models, Tensor counts, Tensor samples, Text problem,
                         double worst) {
   return with_problem(problem, [&](auto p) -> Tensor {
     using P = decltype(p);

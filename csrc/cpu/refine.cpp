@@ -14,6 +14,7 @@
 #include <tuple>
 #include <vector>
 
+#include "../text.h"
 #include "instruction_set.h"
 #include "refine_manifolds.h"
 
@@ -245,7 +246,7 @@ class Refinement {
 // Models [B, H, parameters], points [B, N, d], threshold [B], all float64; mask [B, N] bool. Returns the models, each
 // with its loss not above what it was, and the losses [B, H] (infinite for a model that is not finite).
 std::tuple<Tensor, Tensor> refine_models(Tensor models, Tensor points, std::optional<Tensor> mask, Tensor threshold,
-                                         std::string kind, std::string loss_name, int64_t steps) {
+                                         Text kind, Text loss_name, int64_t steps) {
   const RefineLoss loss = loss_of(loss_name);
   return with_manifold(kind, [&](auto manifold) -> std::tuple<Tensor, Tensor> {
     using M = decltype(manifold);

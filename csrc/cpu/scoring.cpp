@@ -75,7 +75,7 @@ double cost_of(const Arguments& a, bool backward) {
 }
 
 Tensor hypothesis_scores(Tensor models, Tensor points, std::optional<Tensor> mask, std::optional<Tensor> valid,
-                         Tensor scale, std::optional<Tensor> at_least, std::string residual, std::string score,
+                         Tensor scale, std::optional<Tensor> at_least, Text residual, Text score,
                          double parameter) {
   const Arguments a(models, points, mask, valid, scale, residual, score);
   if (at_least) {
@@ -137,7 +137,7 @@ void differentiate(const Arguments& a, const Columns& columns, const ScoringJob&
 // The gradients by models [B, H, parameters], points [B, N, d] and scale [B].
 std::tuple<Tensor, Tensor, Tensor> hypothesis_scores_backward(Tensor gradient, Tensor models, Tensor points,
                                                               std::optional<Tensor> mask, std::optional<Tensor> valid,
-                                                              Tensor scale, std::string residual, std::string score,
+                                                              Tensor scale, Text residual, Text score,
                                                               double parameter) {
   const Arguments a(models, points, mask, valid, scale, residual, score);
   a.expect_gradient(gradient);

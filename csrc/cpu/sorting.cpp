@@ -325,7 +325,7 @@ void double_backward(const Call& call, const Tensor& gradient, const Directions&
   run(call, job, 2);
 }
 
-int64_t scratch_bytes(Tensor scores, std::optional<Tensor> payload, std::string what, std::string network,
+int64_t scratch_bytes(Tensor scores, std::optional<Tensor> payload, Text what, Text network,
                       int64_t first, int64_t last, bool of_steepness, int64_t direction) {
   const Call call = call_of(scores, std::nullopt, payload, what, network, first, last, "cauchy", 0, 1, false);
   const auto plan = plan_for(call, width_for(call, torch::stable::get_num_threads()));

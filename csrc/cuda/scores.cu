@@ -317,7 +317,7 @@ void run_backward(const Arguments& a, double parameter, const Tensor& gradient, 
 }
 
 Tensor hypothesis_scores(Tensor models, Tensor points, std::optional<Tensor> mask, std::optional<Tensor> valid,
-                         Tensor scale, std::optional<Tensor>, std::string residual, std::string score,
+                         Tensor scale, std::optional<Tensor>, Text residual, Text score,
                          double parameter) {
   const Arguments a(models, points, mask, valid, scale, residual, score);
   Tensor result = torch::stable::new_empty(a.points, {a.batch, a.hypotheses});
@@ -327,7 +327,7 @@ Tensor hypothesis_scores(Tensor models, Tensor points, std::optional<Tensor> mas
 
 std::tuple<Tensor, Tensor, Tensor> hypothesis_scores_backward(Tensor gradient, Tensor models, Tensor points,
                                                               std::optional<Tensor> mask, std::optional<Tensor> valid,
-                                                              Tensor scale, std::string residual, std::string score,
+                                                              Tensor scale, Text residual, Text score,
                                                               double parameter) {
   const Arguments a(models, points, mask, valid, scale, residual, score);
   a.expect_gradient(gradient);
