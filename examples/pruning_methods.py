@@ -186,6 +186,10 @@ def by_torch_pruning(dense: nn.Module, target: float, task: Task, criterion: str
         if flops(small, task.example) <= wanted:
             break
         pruner.step()
+    else:
+        raise ValueError(
+            f"Torch-Pruning with the criterion '{criterion}' does not come down to {target:g} of the FLOPs"
+        )
     small.zero_grad()
     train(small, task.batches, task.epochs, task.rate, task.bar)
     return small
