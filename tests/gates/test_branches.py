@@ -400,9 +400,7 @@ def test_measured_trained_and_reported():
 
     scores = gates.importance_by_masking(gated, lambda model: loss(model, x))
     assert scores["branch_mlp"] < 0
-    result = gates.fit(
-        gated, loss, [x], target=0.34, steps=20, freeze_at=1, gate_learning_rate=0.1, progress=False
-    )
+    result = gates.fit(gated, loss, [x], target=0.34, steps=20, freeze_at=1, gate_learning_rate=0.1, progress=False)
     assert gated.gates["branch_mlp"].weight < 0 < gated.gates["mlp_1"].weight.min()
     assert not result.projection.opened["branch_mlp"].any()
     assert result.projection.share == pytest.approx(1 / 3)
