@@ -45,7 +45,7 @@ bench: $(VENV)/peers
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_choosing.py --out docs/benchmarks-choosing.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_optimising.py --out docs/benchmarks-optimising.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_fitting.py --out docs/benchmarks-fitting.md $(ARGS)
-	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_gates.py --out docs/benchmarks-gates.md
+	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_gates.py --out docs/benchmarks-gates.md $(ARGS)
 	PYTHONPATH=$(VENV)/peers $(BIN)/python tests/benchmarks/bench_pruning.py --out docs/benchmarks-gates.md $(if $(findstring --quick,$(ARGS)),--seeds 0 --epochs 1)
 	$(BIN)/python tests/benchmarks/pages.py --read docs/benchmarks-gates.md
 

@@ -184,14 +184,13 @@ def attach(
 ) -> Gated:
     """Finds what can be removed from a model, and puts a gate on every group of it.
 
-    The model is traced by `torch.export` on the example inputs; what happens to every single channel is followed
-    through
-    the graph, so that channels of different layers that can only vanish together (residual streams, batch norms, both
+    The model is run on tensors without data (where that fails, `torch.export` traces it); what happens to every single
+    channel is followed through the graph, so that channels of different layers that can only vanish together (residual streams, batch norms, both
     halves of a gated linear unit, the heads of attention) become one unit, and units that occupy the same places one
     group with one gate. Model outputs are never gated. Needs no gradients: frozen models can be gated.
 
     Args:
-        model: any module that torch.export can trace. It is used as it is, not copied.
+        model: any module without control flow that depends on values. It is used as it is, not copied.
         example_inputs: a tensor, or a tuple of the forward's arguments.
         example_kwargs: its keyword arguments.
         unknown: "raise" for an operation that is not understood, or "skip" to leave what touches it as it is
@@ -214,8 +213,10 @@ def attach(
         ValueError: nothing can be removed, or an argument is out of its range.
 
     Cost, transforms:
-        A trace of the model, a copy of it in float64 and a few runs of that; training costs one product of each gated
-        weight.
+        Two runs of the model without arithmetic: the second has half of everything closed, and its graph must be the
+        first's with the right sizes. Where that cannot be told from the graphs, trials in float64, as `prune` verifies.
+        Training costs one product of each gated weight that has closed channels, forward and backward, and one pass
+        over every gated weight for the gradients of the gates.
 
     References:
         Kim, Park, Jung, Choe, AAAI 2020, arXiv 1904.10921.
