@@ -53,6 +53,16 @@ def test_every_experiment_has_a_table_and_claims(results: Path) -> None:
     assert "nan" not in page
 
 
+def test_base_is_imported_before_what_it_makes_importable() -> None:
+    others = [
+        path.stem for path in (*(FOLDER.parents[1] / "examples").glob("*.py"), *FOLDER.parent.glob("benchmarks/*.py"))
+    ]
+    for path in FOLDER.glob("*.py"):
+        imported = [line.split()[1] for line in path.read_text().splitlines() if line.startswith(("import ", "from "))]
+        needed = [name for name in imported if name in (*others, "base")]
+        assert path.name == "base.py" or needed[:1] in ([], ["base"]), path
+
+
 def test_the_page_is_that_of_the_results_beside_it() -> None:
     docs = FOLDER.parents[1] / "docs"
     assert load("write_page").page(docs / "reproductions") == (docs / "reproductions.md").read_text()

@@ -22,6 +22,7 @@ for folder in ("examples", "tests/benchmarks"):
 from measure import machine  # noqa: E402
 
 Row = dict[str, Any]
+NOT_RUN = "not run"
 
 
 class Help(ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter):
@@ -131,7 +132,7 @@ class Claim(NamedTuple):
 def verdict(differences: Sequence[float], unit: str = "", digits: int = 1) -> str:
     """Whether paired differences, positive for the claim, have a mean that is not 0: Student's test at 5 %."""
     if len(differences) < 2:
-        return "not decided: one run"
+        return "not decided: one run" if differences else NOT_RUN
     centre, error = mean(differences), stdev(differences) / math.sqrt(len(differences))
     half = float(stats.t.ppf(0.975, len(differences) - 1)) * error
     if round(abs(centre) + half, digits) == 0:

@@ -12,8 +12,8 @@ import sys
 from argparse import Namespace
 from collections.abc import Sequence
 
-import categorical_vae
 from base import Claim, Row, Store, load, main, markdown, pairs, parse, parser, shown, values, verdict
+from categorical_vae import ESTIMATORS, Result, train
 from digit_images import load_digits, split
 from tqdm import tqdm
 
@@ -54,10 +54,10 @@ def run(options: Namespace) -> str:
     store = Store(options, EXPERIMENT, settings)
     common = Namespace(latents=8, classes=4, batch=100)
 
-    def trained(name: str, rate: float, epochs: int, seeds: int, seed: int, unseen: bool) -> categorical_vae.Result:
+    def trained(name: str, rate: float, epochs: int, seeds: int, seed: int, unseen: bool) -> Result:
         setting = Namespace(**vars(common), lr=rate, epochs=epochs, seeds=seeds, seed=seed)
-        make = categorical_vae.ESTIMATORS[name]
-        result = categorical_vae.train(make, training, test if unseen else validation, setting, name)
+        make = ESTIMATORS[name]
+        result = train(make, training, test if unseen else validation, setting, name)
         if result is None:
             raise KeyboardInterrupt
         return result
