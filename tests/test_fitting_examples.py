@@ -222,7 +222,6 @@ def test_bad_data_is_named(name: str, file: str, tmp_path: Path, capsys: pytest.
         ("learned_ransac", ["--matches", "4"]),
         ("learned_ransac", ["--lr", "nan"]),
         ("learned_ransac", ["--prior", "-1"]),
-        ("learned_ransac", ["--temper", "0"]),
         ("learned_ransac", ["--seed", "-1"]),
         ("register_scans", ["--inliers", "0"]),
         ("register_scans", ["--confidence", "1"]),
