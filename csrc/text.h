@@ -1,5 +1,5 @@
 // A string argument of an operator. As std::string each one would be lost: the conversion in torch's stable headers
-// (2.10 to 2.13, ToImpl<std::string>) makes a copy with new and never deletes it.
+// (as of 2.13, ToImpl<std::string>) makes a copy with new and never deletes it.
 #pragma once
 
 #include <torch/csrc/stable/library.h>

@@ -7,9 +7,7 @@ from tests.reliability import fuzz, leaks
 from tests.reliability.operators import CALLS, Maker, operator
 
 TARGETS = {
-    name: case
-    for name, case in fuzz.targets().items()
-    if dl.build_info()["compiled"] or name.startswith("function:")
+    name: case for name, case in fuzz.targets().items() if dl.build_info()["compiled"] or name.startswith("function:")
 }
 
 

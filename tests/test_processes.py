@@ -80,7 +80,8 @@ def expected(dataset):
 
 @pytest.mark.parametrize("context", ["fork", "spawn"])
 def test_workers_of_a_data_loader(context, dataset, expected):
-    loader = DataLoader(dataset, batch_size=None, num_workers=2 if context == "fork" else 1, multiprocessing_context=context, timeout=120)
+    workers = 2 if context == "fork" else 1  # a spawned one imports torch again
+    loader = DataLoader(dataset, batch_size=None, num_workers=workers, multiprocessing_context=context, timeout=120)
     for actual, wanted in zip(loader, expected, strict=True):
         assert_same(actual, wanted)
 

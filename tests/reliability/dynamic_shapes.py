@@ -18,8 +18,8 @@ import warnings
 from collections.abc import Callable
 
 import torch
-from torch._dynamo.testing import CompileCounterWithBackend
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import difflayers as dl
 from difflayers import _random

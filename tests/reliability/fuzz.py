@@ -122,7 +122,7 @@ UNDERSTOOD = ("can't allocate memory", "Overflow when unpacking long", "not enou
 
 
 def outcome(run: Callable[..., Any], arguments: list[Any], errors: tuple[type[Exception], ...], mark: str) -> str:
-    """"raised" or "computed"; Finding else. `mark` is what the message of an error must contain."""
+    """ "raised" or "computed"; Finding else. `mark` is what the message of an error must contain."""
     try:
         result = run(*arguments)
     except Exception as error:

@@ -35,13 +35,14 @@ def _values(name: str, m: Maker) -> dict[str, Any]:
     keep = [1 if d == len(whole) + dim else size for d, size in enumerate(whole)]
     softness = m.pick((0.7, m.uniform(*keep, dtype=torch.float32).to(dtype) + 0.5))
     k = m.integer(1, n)
+    mask = None if name == "permutation_cross_entropy" else m.maybe(m.uniform(*whole) > 0.3)
     ones = torch.arange(n).lt(k).to(dtype).expand(*shape, n)
     return {
         "x": x, "logits": x, "dim": dim, "temperature": softness, "steepness": softness, "k": k,
         "q": m.pick((0.3, m.uniform(2).to(dtype))), "hard": bool(m.integer(0, 1)), "keepdim": bool(m.integer(0, 1)),
         "descending": bool(m.integer(0, 1)), "largest": bool(m.integer(0, 1)), "inverse": bool(m.integer(0, 1)),
         "network": m.pick(("odd_even", "bitonic", "odd_even_merge")), "swap": m.pick(SWAPS),
-        "mask": None if name == "permutation_cross_entropy" else m.maybe(m.uniform(*whole) > 0.3), "payload": m.normal(*shape, n, 3, dtype=dtype), "samples": 3,
+        "mask": mask, "payload": m.normal(*shape, n, 3, dtype=dtype), "samples": 3,
         "sample_shape": m.pick(((), (2,))), "regularization": m.pick(("l2", "kl")), "generator": None, "gap": 1.0,
         "lower": -0.1, "upper": 1.1, "total": 0.5 * n, "radius": 1.0, "dtype": None,
         "members": ones.movedim(-1, dim),

@@ -34,10 +34,7 @@ def test_operator_repeats_itself(name):
 @pytest.mark.parametrize("name", CALLS)
 def test_larger_operands(name):
     """Beyond one tile, one block and one vector in every direction."""
-    if name.startswith("minimal"):
-        sizes = (100,)
-    else:
-        sizes = (33, 70)
+    sizes = (100,) if name.startswith("minimal") else (33, 70)
     for size in sizes:
         arguments = CALLS[name](Maker(size, size))
         result = operator(name)(*arguments)

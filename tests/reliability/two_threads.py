@@ -1,6 +1,6 @@
 """Every compiled operator from two threads at once, against what one thread gives; for ThreadSanitizer above all.
 
-    python -m tests.reliability.two_threads --calls 200
+python -m tests.reliability.two_threads --calls 200
 """
 
 from __future__ import annotations
