@@ -73,6 +73,7 @@ class Analysis(NamedTuple):
     Attributes:
         norms: for each call of a norm over channels, in the graph's order, the groups that it takes statistics over,
             with the unit of every index, as in `Group.units`.
+        means: whether means are among these calls, all of them: some are over channels.
     """
 
     groups: list[Group]
@@ -81,6 +82,7 @@ class Analysis(NamedTuple):
     resizes: list[Resize]
     norms: list[list[tuple[str, Tensor]]]
     unknown: dict[str, str]
+    means: bool = False
 
 
 class Trace(NamedTuple):
@@ -136,7 +138,7 @@ def analysed(
     ]
     trace = _trace(program, run, roots, units)
     norms = _norms(run, graph, roots, units)
-    result = Analysis(units.groups, flops, parameters, _resizes(trace), norms, run.unknown)
+    result = Analysis(units.groups, flops, parameters, _resizes(trace), norms, run.unknown, _means(run))
     if branches:
         work = [each.node for each in run.work]
         result = with_branches(result, model, args, kwargs, graph=graph, names=names, work=work, trainable=trainable)
@@ -258,9 +260,10 @@ def _resizes(trace: Trace) -> list[Resize]:
 
 def _norms(run: Propagation, graph: fx.Graph, roots: Tensor, units: Units) -> list[list[tuple[str, Tensor]]]:
     gated = {node: labels for labels, node in run.inexact}
+    kinds = ("layer_norm", "rms_norm", *(["mean"] if _means(run) else []))
     result: list[list[tuple[str, Tensor]]] = []
     for node in graph.nodes:
-        if node.op != "call_function" or operator_name(node) not in ("layer_norm", "rms_norm"):
+        if node.op != "call_function" or operator_name(node) not in kinds:
             continue
         places: dict[str, Tensor] = {}
         if node in gated:
@@ -271,6 +274,10 @@ def _norms(run: Propagation, graph: fx.Graph, roots: Tensor, units: Units) -> li
                     places[units.groups[at].name] = torch.where(units.which[found] == at, units.unit[found], -1)
         result.append(list(places.items()))
     return result
+
+
+def _means(run: Propagation) -> bool:
+    return any(operator_name(node) == "mean" for _, node in run.inexact)
 
 
 def module_of(node: fx.Node) -> str:

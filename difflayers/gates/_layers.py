@@ -9,7 +9,7 @@ from torch import Tensor, fx
 
 from ._atoms import ALWAYS, NONE, compact, varying
 from ._propagate import Labels, Parameters, Propagation, Work, rule
-from ._rules import biased, combined
+from ._rules import biased, combined, together
 
 
 def channel_labels(run: Propagation, x: Labels, dim: int) -> Tensor:
@@ -147,7 +147,11 @@ def layer_norm(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[st
         run.refuse(node, args)
         return run.fixed(node)
     rank = len(x.shape)
-    if any(d >= rank - normalised for d in varying(x.atoms)):
+    over = varying(x.atoms)
+    inner = [d for d in over if d >= rank - normalised]
+    if inner and len(inner) < len(over):  # of each head by itself
+        x = Labels(together(run, x.atoms, inner))
+    elif inner:
         if run.allow_inexact and normalised == 1 and _name(node) in ("layer_norm", "rms_norm"):
             run.inexact.append((x.atoms, node))
         else:
@@ -218,7 +222,8 @@ def pad(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]
     "prod",
 )
 def reduction(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """Over dimensions along which no channels run; else all that is reduced stays."""
+    """Over dimensions along which no channels run; else all that is reduced stays, but for means where statistics may
+    change: these are of what is open."""
     x = args[0]
     value = node.meta["val"]
     if not isinstance(x, Labels):
@@ -233,8 +238,15 @@ def reduction(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str
     if not isinstance(value, Tensor) and _name(node) not in ("max", "min"):
         run.refuse(node, args)
         return run.fixed(node)
-    if set(dims) & set(varying(x.atoms)):
-        run.atoms.keep(x.atoms)
+    over = varying(x.atoms)
+    inner = [d for d in over if d in dims]
+    if inner and len(inner) < len(over):  # of each head by itself
+        x = Labels(together(run, x.atoms, inner))
+    elif inner:
+        if run.allow_inexact and _name(node) == "mean" and len(dims) == 1 and "dtype" not in kwargs:
+            run.inexact.append((x.atoms.movedim(dims[0], -1), node))  # a norm written by hand
+        else:
+            run.atoms.keep(x.atoms)
         return run.fixed(node)
     labels = x.atoms.clone() if (x.atoms == NONE).any() else x.atoms
     for d in sorted(dims, reverse=True):
@@ -253,6 +265,8 @@ def over_dimension(run: Propagation, node: fx.Node, args: list[Any], kwargs: dic
         return _glu(run, args)
     x = args[0]
     dim = args[1] if len(args) > 1 and isinstance(args[1], int) else kwargs.get("dim", -1)
+    if isinstance(x, Labels) and not bool((x.atoms > ALWAYS).any()):
+        return run.fixed(node)
     if _name(node) in ("sort", "topk") or not isinstance(x, Labels):
         run.refuse(node, args)
         return run.fixed(node)
@@ -304,6 +318,17 @@ def _as_activation(run: Propagation, part: Parameters) -> Tensor:
                 if bool((at.narrow(d, 0, 1) != at).any()):
                     return run.atoms.of_dimension[name, dim][at]
     return torch.tensor(ALWAYS).expand(part.shape)
+
+
+@rule("index_select")
+def index_select(run: Propagation, node: fx.Node, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Rows of a dimension along which no channels run."""
+    x, dim = args[:2]
+    if not isinstance(x, Labels) or dim % len(x.shape) in varying(x.atoms):
+        run.refuse(node, args)
+        return run.fixed(node)
+    out = node.meta["val"].shape
+    return Labels(x.atoms.narrow(dim, 0, 1).expand(out))
 
 
 @rule("embedding")

@@ -22,6 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..errors import UnsupportedOperationError
+from ._packed import as_padded
 
 __all__ = ["Recorded", "exported", "recorded", "traced"]
 
@@ -39,13 +40,14 @@ def traced(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R
     modes = {module: module.training for module in model.modules()}
     try:
         model.eval()
-        try:
-            return recorded(model, args, kwargs)
-        except Exception as error:
+        with as_padded(model):
             try:
-                return exported(model, args, kwargs)
-            except Exception:
-                raise _untraceable(error) from error
+                return recorded(model, args, kwargs)
+            except Exception as error:
+                try:
+                    return exported(model, args, kwargs)
+                except Exception:
+                    raise _untraceable(error) from error
     finally:
         for module, training in modes.items():
             module.training = training

@@ -65,7 +65,11 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
     for act, labels in zip(acts, pieces, strict=True):
         # present everywhere, and of more than one number along the labels: those cannot be taken from it
         padded = (1,) * (len(shape) - len(act.shape)) + tuple(act.shape)
-        if any(padded[d] > 1 for d in over):
+        inner = [d for d in over if padded[d] > 1]
+        if inner and len(inner) < len(over) and bool((act.atoms == ALWAYS).all()):
+            result = together(run, result, inner)  # rotations of a head: the same for all heads
+            over = varying(result)
+        elif inner:
             whole = labels == ALWAYS
             run.atoms.keep(torch.where(whole, result, NONE))
             result = (
@@ -74,10 +78,27 @@ def combined(run: Propagation, operands: list[Any]) -> Any:
                 else torch.where(whole, ALWAYS, result)
             )
     result = result.expand(shape)
+    over = varying(result)
     for param in params:
+        padded = (1,) * (len(shape) - len(param.shape)) + tuple(param.shape)
+        inner = [d for d in over if padded[d] > 1]
+        if inner and len(inner) < len(over):
+            result = together(run, result, inner)
+            over = varying(result)
+            run.keep(param)
+            continue
         expanded = Parameters(tuple((name, source.expand(shape)) for name, source in param.sources))
         run.tie_parameter(result, expanded)
     return Labels(result)
+
+
+def together(run: Propagation, labels: Tensor, dims: list[int]) -> Tensor:
+    """The labels where all along these dimensions exists together, as the parts of a head do."""
+    one = labels
+    for d in dims:
+        one = one.amax(d, keepdim=True)
+    run.atoms.tie(labels, one.expand(labels.shape))
+    return one.expand(labels.shape)
 
 
 def _merged(first: Tensor, second: Tensor) -> Tensor:

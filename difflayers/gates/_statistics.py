@@ -17,23 +17,28 @@ __all__ = ["norms_of"]
 
 LAYER_NORMS: tuple[Callable, ...] = (F.layer_norm, torch.layer_norm)
 RMS_NORMS: tuple[Callable, ...] = (F.rms_norm, torch.rms_norm)
+MEANS: tuple[Callable, ...] = (torch.mean, Tensor.mean)
 
 
 class _Norms(TorchFunctionMode):
-    """Calls of layer_norm and rms_norm, in the order of the traced graph, each with its mask or None."""
+    """Calls of layer_norm, rms_norm and maybe mean, in the order of the traced graph, each with its mask or None."""
 
-    def __init__(self, masks: list[Tensor | None]) -> None:
+    def __init__(self, masks: list[Tensor | None], means: bool) -> None:
         super().__init__()
         self.masks, self.count = masks, 0
+        self.counted = (*LAYER_NORMS, *RMS_NORMS, *(MEANS if means else ()))
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func not in LAYER_NORMS and func not in RMS_NORMS:
+        if func not in self.counted:
             return func(*args, **kwargs)
         at, self.count = self.count, self.count + 1
         mask = self.masks[at] if at < len(self.masks) else None
         if mask is None:
             return func(*args, **kwargs)
+        if func in MEANS:
+            given = dict(zip(("input", "dim", "keepdim"), args, strict=False)) | kwargs
+            return masked_mean(given["input"], mask, given.get("dim", given.get("axis")), given.get("keepdim", False))
         names = ("input", "normalized_shape", "weight", "bias", "eps")
         given = dict(zip(names if func in LAYER_NORMS else (*names[:3], "eps"), args, strict=False)) | kwargs
         return masked_norm(
@@ -56,16 +61,23 @@ def masked_norm(
     return x if bias is None else x + bias
 
 
+def masked_mean(x: Tensor, mask: Tensor, dim: Any, keepdim: bool) -> Tensor:
+    """The mean over one dimension, of the channels whose mask is 1 alone."""
+    (at,) = [dim] if isinstance(dim, int) else dim
+    mask = mask.to(x.dtype).view([-1 if d == at % x.dim() else 1 for d in range(x.dim())])
+    return (x * mask).sum(at, keepdim=keepdim) / mask.sum().clamp(min=1)
+
+
 @contextmanager
-def norms_of(masks: list[Tensor | None]) -> Iterator[None]:
-    """Within, one call of the model takes its norms' statistics under these masks."""
+def norms_of(masks: list[Tensor | None], *, means: bool = False) -> Iterator[None]:
+    """Within, one call of the model takes its norms' statistics (and `means`) under these masks."""
     if all(mask is None for mask in masks):
         yield
         return
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # fused encoder layers do not call their norms
     try:
-        with _Norms(masks) as norms:
+        with _Norms(masks, means) as norms:
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)

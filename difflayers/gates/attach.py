@@ -122,7 +122,7 @@ class Gated(nn.Module):
         norms = self._norms(values)
 
         def call(*args: Any, **kwargs: Any) -> Any:
-            with flat_weights(run, masked), norms_of(norms):
+            with flat_weights(run, masked), norms_of(norms, means=self.analysis.means):
                 return functional_call(run, masked, args, kwargs)
 
         return call
@@ -196,7 +196,8 @@ def attach(
         unknown: "raise" for an operation that is not understood, or "skip" to leave what touches it as it is
             (`gated.analysis.unknown` says which); it is never taken for element-wise.
         inexact: "refuse" leaves out channels over which statistics are taken (LayerNorm streams); "allow" gates them
-            too, and takes the statistics of the gated model's `layer_norm` and `rms_norm` over open channels alone.
+            too, and takes the statistics of the gated model's `layer_norm` and `rms_norm`, and means over channels (of
+            norms written by hand), over open channels alone.
         branches: "keep", or "gate": every residual branch f of x + f(x) gets a gate of one entry too. Closed, it means
             that the branch does not exist: its last weights and biases (a layer scale before a linear layer or norm)
             are zero, and `prune` takes all of it out. Branches that cannot be taken out so (they end in a norm without
@@ -236,6 +237,11 @@ def attach(
         raise TypeError(f"{name}: argument 'model' must be a torch.nn.Module, got {type(model).__name__}")
     args = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     kwargs = dict(example_kwargs or {})
+    if any(isinstance(value, nn.utils.rnn.PackedSequence) for value in (example_inputs, *args, *kwargs.values())):
+        raise UnsupportedOperationError(
+            f"{name}: argument 'example_inputs' has a PackedSequence, whose rows belong to no shape; give the padded "
+            f"tensor and the lengths, and pack them in the model's forward"
+        )
     options = {"allow_inexact": inexact == "allow", "branches": branches == "gate"}
     analysis, trace = analysed(model, args, kwargs, skip_unknown=unknown == "skip", **options)
     _some(name, analysis)

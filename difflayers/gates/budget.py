@@ -11,7 +11,9 @@ from .attach import Gated
 from .cost import Cost
 from .latency import Table
 
-__all__ = ["BudgetLoss"]
+__all__ = ["SCHEDULES", "BudgetLoss"]
+
+SCHEDULES = ("constant", "gradual", "growing", "progressive")
 
 
 class BudgetLoss(nn.Module):
@@ -32,11 +34,14 @@ class BudgetLoss(nn.Module):
         weight: $\lambda$, positive.
         penalty: "squared" or "linear".
         normalise: "group", or "none" for the plain gradient.
-        schedule: "constant"; "gradual": the target falls from 1 in `steps` calls of `step()`, linearly; "growing":
-            $\lambda$ is multiplied by `growth` at each `step()` since which the share fell by less than
-            $(1 - \tau) / $ `steps`, and divided by it (down to `weight`) otherwise.
+        schedule: what changes at each call of `step()`. "constant": nothing. "gradual": the target falls from 1 to
+            $\tau$ in `steps` calls, linearly. "growing": the target is $\tau$ from the start, and $\lambda$ is
+            multiplied by `growth` when the share fell by less than $(1 - \tau) / $ `steps`, and divided by it when it
+            fell faster. "progressive": the target falls as in "gradual", and $\lambda$ is multiplied by `growth` only
+            while the share is above it, and divided while it is not. $\lambda$ stays between `weight` and a million
+            times that.
         steps: of the schedule, at least 1.
-        growth: of the weight, above 1.
+        growth: of $\lambda$ in a call, above 1.
 
     Returns:
         Of a call without arguments: the loss, a scalar of the gates' dtype. `share` is the model's share at the
@@ -50,7 +55,8 @@ class BudgetLoss(nn.Module):
 
     References:
         Kim, Park, Jung, Choe, AAAI 2020, arXiv 1904.10921 (the loss); Bi, Xie, Chen, Wei, Tian, "GOLD-NAS: Gradual,
-        One-Level, Differentiable", 2020, arXiv 2007.03331 (the growing weight).
+        One-Level, Differentiable", 2020, arXiv 2007.03331 (a weight that follows how fast the cost falls, and a network
+        that shrinks step by step).
 
     Example:
         >>> import torch, difflayers as dl
@@ -84,7 +90,7 @@ class BudgetLoss(nn.Module):
         self.initial_weight = self.weight = _checks.number(name, "weight", weight, above=0)
         self.penalty = _checks.choice(name, "penalty", penalty, ("squared", "linear"))
         self.normalise = _checks.choice(name, "normalise", normalise, ("group", "none"))
-        self.schedule = _checks.choice(name, "schedule", schedule, ("constant", "gradual", "growing"))
+        self.schedule = _checks.choice(name, "schedule", schedule, SCHEDULES)
         self.steps = _checks.integer(name, "steps", steps, minimum=1)
         self.growth = _checks.number(name, "growth", growth, above=1)
         self.cost = Cost(gated, kind, table)
@@ -104,7 +110,7 @@ class BudgetLoss(nn.Module):
     @property
     def current_target(self) -> float:
         """The target now."""
-        if self.schedule != "gradual":
+        if self.schedule not in ("gradual", "progressive"):
             return self.target
         return 1 - (1 - self.target) * min(1.0, self.steps_done / self.steps)
 
@@ -129,14 +135,16 @@ class BudgetLoss(nn.Module):
 
     def step(self) -> None:
         """Moves the schedule on; to be called after each step of training."""
-        self.steps_done += 1
-        if self.schedule == "growing":
+        if self.schedule in ("growing", "progressive"):
             share = self.share
-            fast = share <= self.target or self._before - share >= (1 - self.target) / self.steps
-            weight = self.weight / self.growth if fast else self.weight * self.growth
+            fine = share <= self.current_target
+            if self.schedule == "growing":
+                fine = fine or self._before - share >= (1 - self.target) / self.steps
+            weight = self.weight / self.growth if fine else self.weight * self.growth
             # a share that cannot fall would let it grow without end
             self.weight = min(max(self.initial_weight, weight), 1e6 * self.initial_weight)
             self._before = share
+        self.steps_done += 1
 
     def get_extra_state(self) -> dict[str, Any]:
         """What the schedule changes."""

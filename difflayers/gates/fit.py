@@ -68,6 +68,7 @@ def fit(
     learning_rate: float = 1e-3,
     gate_learning_rate: float = 1e-2,
     budget_weight: float = 4.0,
+    schedule: str = "gradual",
     freeze_at: float = 0.6,
     floors: int | float | Mapping[str, int] | None = None,
     round_to: int | Mapping[str, int] = 1,
@@ -77,7 +78,7 @@ def fit(
 ) -> FitResult:
     """Trains a model and its gates together, makes the budget exact, and trains what is left.
 
-    Until `freeze_at`, the loss is that of the task and of `BudgetLoss` with the gradual schedule; no group falls below
+    Until `freeze_at`, the loss is that of the task and of `BudgetLoss` with a schedule; no group falls below
     its floor. Then the gates are projected to the budget and frozen; the rest of the training goes to what they leave,
     and in the end batch norms estimate their statistics anew. `difflayers.gates.prune(gated)` makes the result small.
 
@@ -91,7 +92,9 @@ def fit(
         optimizer: of the model's parameters; default Adam with `learning_rate`. Gates that are not in it have an Adam
             of their own, with `gate_learning_rate`.
         learning_rate, gate_learning_rate: positive.
-        budget_weight: of `BudgetLoss`.
+        budget_weight: of `BudgetLoss`, at the start.
+        schedule: of `BudgetLoss`: "gradual", "progressive", "growing" or "constant"; its `steps` are four fifths of
+            those before the gates are frozen, in which its weight can grow a millionfold.
         freeze_at: the part of the steps after which the gates are frozen, in [0, 1]; 0: before the first.
         recalibrate: estimates the batch norms' statistics anew in the end.
         callback: called with the record of each step; schedulers step here.
@@ -138,9 +141,10 @@ def fit(
         table = measure_latency(gated)
     settings: Any = {"kind": kind, "table": table, "floors": floors, "round_to": round_to}
     project(gated, target, apply=False, **settings)  # refuses before anything is changed
+    falling = max(1, round(0.8 * frozen_from))
     budget = BudgetLoss(
-        gated, target, kind=kind, table=table, weight=budget_weight, schedule="gradual",
-        steps=max(1, round(0.8 * frozen_from)),
+        gated, target, kind=kind, table=table, weight=budget_weight, schedule=schedule, steps=falling,
+        growth=min(2.0, 1e6 ** (1 / falling)),  # a weight that rises gets anywhere in time
     )  # fmt: skip
     optimizers = _optimizers(gated, optimizer, rate, gate_rate)
     keep = floor_counts(name, gated, floors, round_to)
@@ -161,11 +165,12 @@ def fit(
                     f"lower the learning rates if it grew"
                 )
             whole = loss if found is not None else loss + budget().to(loss.dtype)
-            for each in optimizers:
-                each.zero_grad()
-            whole.backward()
-            for each in optimizers:
-                each.step()
+            if found is None or whole.requires_grad:  # of a frozen model with frozen gates, nothing is left to train
+                for each in optimizers:
+                    each.zero_grad()
+                whole.backward()
+                for each in optimizers:
+                    each.step()
             if found is None:
                 budget.step()
                 _hold(gated, keep)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ._branches import closed_parts
+from ._plan_files import read_weights, write_weights
 from .attach import Gated
 from .cost import checked
 from .prune import PruningError, cut, prune, staying
@@ -66,6 +67,7 @@ class PrunePlan(NamedTuple):
             raise TypeError(f"{name}: argument 'model' must be a torch.nn.Module, got {type(model).__name__}")
         tensors: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
         tensors |= dict(model.named_buffers(remove_duplicate=False))
+        self._checked(name)
         for key, shape in self.shapes.items():
             if key not in tensors or tuple(tensors[key].shape) != shape:
                 came = f"shape {tuple(tensors[key].shape)}" if key in tensors else "none of this name"
@@ -73,12 +75,34 @@ class PrunePlan(NamedTuple):
         small = cut(
             model, {key: {dim: torch.tensor(at) for dim, at in dims.items()} for key, dims in self.kept.items()}
         )
-        take_out(small, self.removed)
+        try:
+            take_out(small, self.removed)
+        except (AttributeError, KeyError) as error:
+            raise ValueError(f"{name}: argument 'model' must have what the plan takes out: {error}") from error
         for path, attribute, value in self.sizes:
-            setattr(small.get_submodule(path), attribute, value)
+            module = small.get_submodule(path)
+            if not _whole(getattr(module, attribute, None)):  # a plan rewrites sizes, and nothing else
+                raise ValueError(f"{name}: argument 'model' must have a size '{attribute}' in module '{path}'")
+            setattr(module, attribute, value)
         if load_weights and self.weights is not None:
-            small.load_state_dict(self.weights)
+            try:
+                small.load_state_dict(self.weights)
+            except RuntimeError as error:
+                raise ValueError(f"{name}: the plan's weights must be those of the pruned model: {error}") from error
         return small
+
+    def _checked(self, name: str) -> None:
+        """Plans come from files: indices must be of their dimensions, sizes numbers."""
+        for key, dims in self.kept.items():
+            shape = self.shapes.get(key, ())
+            for dim, at in dims.items():
+                if not 0 <= dim < len(shape) or any(not 0 <= i < shape[dim] for i in at):
+                    raise ValueError(f"{name}: the plan keeps indices of '{key}' that shape {shape} does not have")
+        for path, attribute, value in self.sizes:
+            if not _whole(value):
+                raise ValueError(
+                    f"{name}: the plan's size '{attribute}' of module '{path}' must be integers, got {value!r}"
+                )
 
     def save(self, path: str | Path) -> list[Path]:
         """Writes the plan as JSON, and its weights beside it: as `.safetensors` where that package is installed, else
@@ -86,15 +110,7 @@ class PrunePlan(NamedTuple):
         path = Path(path)
         written, weights = [path], None
         if self.weights is not None:
-            tensors = {key: value.detach().cpu().contiguous().clone() for key, value in self.weights.items()}
-            try:
-                from safetensors.torch import save_file  # pyright: ignore[reportMissingImports]
-
-                weights = path.with_suffix(".safetensors")
-                save_file(tensors, weights)
-            except ImportError:
-                weights = path.with_suffix(".pt")
-                torch.save(tensors, weights)
+            weights = write_weights(self.weights, path)
             written.append(weights)
         content = {
             "format": "difflayers.PrunePlan", "version": VERSION, "weights": weights and weights.name,
@@ -113,6 +129,8 @@ class PrunePlan(NamedTuple):
             if content["format"] != "difflayers.PrunePlan" or content["version"] != VERSION:
                 raise KeyError(f"format {content['format']} {content['version']}")
             name = content["weights"]
+            if name is not None and not isinstance(name, str):
+                raise TypeError(f"weights {name!r}")
             kept = {
                 key: {int(d): list(map(int, at)) for d, at in dims.items()} for key, dims in content["kept"].items()
             }
@@ -131,15 +149,7 @@ class PrunePlan(NamedTuple):
         if name is None:
             return result
         beside = path.with_name(Path(name).name)  # never outside of the plan's folder
-        if beside.suffix == ".safetensors":
-            try:
-                from safetensors.torch import load_file  # pyright: ignore[reportMissingImports]
-            except ImportError as error:
-                raise ImportError(
-                    f"difflayers.gates.PrunePlan.load: '{beside}' needs safetensors; run: pip install safetensors"
-                ) from error
-            return result._replace(weights=load_file(beside))
-        return result._replace(weights=torch.load(beside, weights_only=True, map_location="cpu"))
+        return result._replace(weights=read_weights("difflayers.gates.PrunePlan.load", beside))
 
     def transfer_optimizer(
         self, optimizer: torch.optim.Optimizer, old_model: nn.Module, new_model: nn.Module
@@ -265,10 +275,14 @@ def _differences(model: nn.Module, wanted: nn.Module) -> list[tuple[str, str, An
     result = []
     for path, module in wanted.named_modules():
         for name, value in vars(module).items():
-            plain = type(value) is int or (type(value) in (tuple, list) and all(type(v) is int for v in value))
-            if plain and getattr(model.get_submodule(path), name, None) != value:
+            if _whole(value) and getattr(model.get_submodule(path), name, None) != value:
                 result.append((path, name, value))
     return result
+
+
+def _whole(value: Any) -> bool:
+    """Whether this is an integer, or a tuple or list of them."""
+    return type(value) is int or (type(value) in (tuple, list) and all(type(v) is int for v in value))
 
 
 def _part(path: str, gives: str, outputs: int) -> Part:

@@ -74,7 +74,8 @@ def project(
     approximately: C is a sum of products, so a threshold on all scores is found by bisection, the rest of the budget is
     filled by a knapsack on the costs that units add there, again and again; then exchanges between groups close the gap
     that is left. Small models (up to 200,000 choices of the groups' sizes) are enumerated. Within a group, units are
-    kept in the order of their scores.
+    kept in the order of their scores. A residual branch is worth its score for each unit within it, and these are worth
+    nothing without it, nor where its score is below 0.
 
     Args:
         gated: of `difflayers.gates.attach`.

@@ -158,7 +158,7 @@ def _remember(module: nn.Module) -> None:
     weight: Any = layer._parameters.get("weight")
     if isinstance(module, nn.Linear):
         layer.out_features, layer.in_features = weight.shape
-    elif isinstance(module, nn.RNNBase):
+    elif isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         remember_recurrent(module)
     elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
         layer.normalized_shape = layer.normalized_shape if weight is None else tuple(weight.shape)
@@ -202,7 +202,7 @@ def _sizes_in_code(gated: Gated, model: nn.Module, opened: dict[str, Tensor]) ->
         for name, value in vars(module).items():
             if type(value) is int and value == resize.size:
                 found[id(module), name] = (module, name, size)
-            elif isinstance(value, (tuple, list)) and resize.size in value and all(type(v) is int for v in value):
+            elif isinstance(value, (tuple, list)) and all(type(v) is int for v in value) and resize.size in value:
                 new = [size if v == resize.size else v for v in value]
                 found[id(module), name] = (module, name, new if isinstance(value, list) else tuple(new))
     return list(found.values())

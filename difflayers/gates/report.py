@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils._pytree import tree_map
 
 from .. import _checks
+from ._branches import inside
 from .attach import Gated
 from .cost import checked
 from .prune import prune
@@ -147,6 +148,10 @@ def report(gated: Gated, pruned: nn.Module | None = None, *, measure: bool = Tru
     left = float(gated.cost("flops", {group: mask.double() for group, mask in opened.items()}))
     count = tuple(sum(p.numel() for p in model.parameters()) for model in (gated.model, pruned))
     device = next((p.device for p in gated.model.parameters()), torch.device("cpu"))
+    shut = {group for group, mask in opened.items() if not bool(mask.any())}
+    for group, value in gated.groups.items():
+        if shut & set(inside(value, gated.groups.values())):  # gone with its branch
+            opened[group] = torch.zeros_like(opened[group])
     return Report(
         {group: (int(mask.sum()), mask.numel()) for group, mask in opened.items()},
         (gated.full_cost("flops"), left),

@@ -325,10 +325,10 @@ def test_a_closed_branch_has_a_gradient(attached):
         for value in (0.0, 1.0):
             values = {n: torch.ones(g.size, dtype=torch.float64) for n, g in gated.groups.items()}
             values[name] = torch.full((1,), value, dtype=torch.float64, requires_grad=True)
-            (slope,) = torch.autograd.grad(gated.call(values, (x,), {}).square().sum(), values[name])
+            (slope,) = torch.autograd.grad(gated.bound(values)(x).square().sum(), values[name])
             up, down = (values | {name: torch.full((1,), value + h, dtype=torch.float64)} for h in (1e-5, -1e-5))
             with torch.no_grad():
-                numeric = (gated.call(up, (x,), {}).square().sum() - gated.call(down, (x,), {}).square().sum()) / 2e-5
+                numeric = (gated.bound(up)(x).square().sum() - gated.bound(down)(x).square().sum()) / 2e-5
             torch.testing.assert_close(slope[0], numeric, rtol=1e-6, atol=1e-6)
             assert slope.abs() > 1e-3
 
@@ -406,6 +406,7 @@ def test_measured_trained_and_reported():
     assert result.projection.share == pytest.approx(1 / 3)
     text = str(gates.report(gated, measure=False))
     assert "branch_mlp       0       1" in text
+    assert "mlp_1            0       6" in text
     table = dict.fromkeys(gates.measure_latency(gated, repeats=1), (1.0, 1.0))
     opened = {n: mask.double() for n, mask in gated.opened().items()}
     left = gates.Cost(gated, "latency", table)(opened)

@@ -110,6 +110,22 @@ def test_growing_and_its_state():
     assert other.steps_done == 5
 
 
+def test_progressive():
+    """The weight rises only while the share is above a target that falls."""
+    gated = gated_chain(5, 10, 3)
+    budget = gates.BudgetLoss(gated, 0.6, schedule="progressive", steps=4, growth=2.0, weight=1.0)
+    seen = []
+    for closed in (0, 0, 2, 3, 3, 4, 4, 4):
+        gated.gates["0"].weight.data = torch.where(torch.arange(10) < closed, -1.0, 1.0)
+        budget()
+        seen.append((round(budget.current_target, 9), round(budget.share, 9), budget.weight))
+        budget.step()
+    targets, shares, weights = zip(*seen, strict=True)
+    assert targets == (1.0, 0.9, 0.8, 0.7, 0.6, 0.6, 0.6, 0.6)
+    assert shares == (1.0, 1.0, 0.8, 0.7, 0.7, 0.6, 0.6, 0.6)
+    assert weights == (1.0, 1.0, 2.0, 1.0, 1.0, 2.0, 1.0, 1.0)
+
+
 def test_latency_of_a_given_table():
     gated = gated_chain(4, 8, 2)
     table = {"0": 3.0, "2": (1.0, 2.0)}

@@ -167,3 +167,39 @@ def test_the_bar(capsys):
     gated = gated_chain(4, 8, 2)
     gates.fit(gated, lambda m, b: m(b).square().mean(), [torch.randn(2, 4)], target=0.5, steps=3)
     assert "gates:" in capsys.readouterr().err
+
+
+def test_a_weight_that_need_not_be_tuned():
+    """Under a loss a thousand times the budget's, the gradual schedule stays dense, the progressive one does not."""
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    shares = {}
+    for schedule in ("gradual", "progressive"):
+        gated = gated_chain(4, 16, 1)
+        for gate in gated.gates.values():
+            gate.weight.data.fill_(0.1)
+        with torch.no_grad():
+            wanted = gated.model(x)
+        gated.requires_grad_(False)
+        gated.gates.requires_grad_(True)
+        result = gates.fit(
+            gated, lambda m, b, y=wanted: 1e3 * (m(b) - y).square().mean(), [x], target=0.5, steps=120, freeze_at=1.0,
+            schedule=schedule, budget_weight=1e-3, progress=False,
+        )  # fmt: skip
+        shares[schedule] = result.history[-1].share
+        assert result.projection.share == 0.5
+    assert shares["gradual"] > 0.8
+    assert shares["progressive"] < 0.7
+    with pytest.raises(ValueError, match="schedule"):
+        gates.fit(gated, lambda m, b: m(b).mean(), [x], target=0.5, steps=1, schedule="none", progress=False)
+
+
+def test_a_frozen_model():
+    """Only the gates learn; once they are frozen, nothing does, and nothing fails."""
+    gated = gated_chain(4, 8, 2)
+    gated.model.requires_grad_(False)
+    x = torch.randn(16, 4)
+    before = {name: value.clone() for name, value in gated.model.state_dict().items()}
+    result = gates.fit(gated, lambda m, b: m(b).square().mean(), [x], target=0.5, steps=10, progress=False)
+    assert len(result.history) == 10
+    assert all(torch.equal(value, before[name]) for name, value in gated.model.state_dict().items())

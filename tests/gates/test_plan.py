@@ -28,8 +28,8 @@ class Heads(nn.Module):
         return self.out(y.transpose(1, 2).flatten(2))
 
 
-def half_closed(model, x):
-    gated = gates.attach(model, x)
+def half_closed(model, x=None):
+    gated = model if x is None else gates.attach(model, x)
     generator = torch.Generator().manual_seed(0)
     for gate in gated.gates.values():
         gate.weight.data[torch.randperm(gate.n, generator=generator)[: gate.n // 2]] = -1
@@ -156,7 +156,104 @@ def test_bad_files_and_models(tmp_path):
     with pytest.raises(TypeError, match="'model'"):
         gates.PrunePlan.load(path).apply("model")
     content = json.loads(path.read_text())
+    for change in ({"weights": 5}, {"weights": "p.bin"}, {"removed": [["0", "import", 0]]}):
+        path.write_text(json.dumps({**content, **change}))
+        with pytest.raises(ValueError, match=r"PrunePlan\.load"):
+            gates.PrunePlan.load(path)
+    broken = {
+        "indices": {"kept": {"0.weight": {"0": [99]}}},
+        "integers": {"sizes": [["0", "forward", "code"]]},
+        "must have a size 'forward'": {"sizes": [["0", "forward", 3]]},
+        "takes out": {"removed": [["no.where", "zero", 0]]},
+    }
+    for match, change in broken.items():
+        path.write_text(json.dumps({**content, **change}))
+        with pytest.raises(ValueError, match=match):
+            gates.PrunePlan.load(path).apply(chain(4, 8, 2))
+    other = gates.PrunePlan.load(path)._replace(removed=(), weights={"0.weight": torch.ones(2)})
+    with pytest.raises(ValueError, match="weights must be those of the pruned model"):
+        other.apply(chain(4, 8, 2))
     for broken in ("no json", "[]", json.dumps({**content, "version": 9}), json.dumps({**content, "kept": 3})):
         path.write_text(broken)
         with pytest.raises(ValueError, match=r"PrunePlan\.load"):
             gates.PrunePlan.load(path)
+
+
+class Code:
+    """What a pickle can do: run anything when it is read."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_files_are_read_and_never_executed(tmp_path, monkeypatch):
+    plan = gates.plan(half_closed(chain(4, 8, 2), torch.randn(1, 4)))
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    path, weights = plan.save(tmp_path / "p.json")
+    assert weights.suffix == ".pt"
+    torch.save({"0.weight": Code(tmp_path / "ran")}, weights)
+    with pytest.raises(ValueError, match=r"PrunePlan\.load.*must hold the plan's weights"):
+        gates.PrunePlan.load(path)
+    torch.save([1], weights)
+    with pytest.raises(ValueError, match="tensors by name"):
+        gates.PrunePlan.load(path)
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "weights": "../../elsewhere.pt"}))
+    with pytest.raises(FileNotFoundError, match=str(tmp_path / "elsewhere.pt")):
+        gates.PrunePlan.load(path)
+    path.write_text(json.dumps({**content, "weights": "p.safetensors"}))
+    with pytest.raises(ImportError, match=r"difflayers\[gates\]"):
+        gates.PrunePlan.load(path)
+    monkeypatch.undo()
+    pytest.importorskip("safetensors")
+    (tmp_path / "p.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(ValueError, match="must hold the plan's weights"):
+        gates.PrunePlan.load(path)
+    assert not (tmp_path / "ran").exists()
+
+
+class Classifier(nn.Module):
+    """Torch's own encoder layer, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 4, 12, batch_first=True), 1)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.encoder(x))
+
+
+ONNX = {"resnet": (lambda: resnet(4, 8, classes=3, blocks=1), (2, 1, 8, 8)), "encoder": (Classifier, (2, 5, 8))}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", list(ONNX))
+def test_replayed_and_exported(kind, tmp_path):
+    """Heads, channels and a branch removed, kept in files, replayed: as torch.export's program, and as ONNX, run by
+    ONNX's own reference."""
+    make, shape = ONNX[kind]
+    x = torch.randn(shape)
+    gated = half_closed(gates.attach(make().eval(), x, branches="gate"))
+    branches = [name for name, group in gated.groups.items() if group.branch is not None]
+    gated.gates[branches[-1]].weight.data.fill_(-1)
+    gates.plan(gated).save(tmp_path / "p.json")
+    small = gates.PrunePlan.load(tmp_path / "p.json").apply(make()).eval()
+    with torch.no_grad():
+        expected = gated.eval()(x)
+        torch.testing.assert_close(small(x), expected)
+        torch.testing.assert_close(torch.export.export(small, (x,)).module()(x), expected)
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxscript")
+    reference = pytest.importorskip("onnx.reference")
+    model = torch.onnx.export(small, (x,), dynamo=True, verbose=False).model_proto
+    onnx.checker.check_model(model)
+    evaluator = reference.ReferenceEvaluator(model)
+    found = evaluator.run(None, {evaluator.input_names[0]: x.numpy()})[0]
+    torch.testing.assert_close(torch.as_tensor(found), expected, rtol=1e-4, atol=1e-5)
+    # the sizes are those of what is left (constants that ONNX makes of shapes are few)
+    stored = sum(torch.Size(each.dims).numel() for each in model.graph.initializer if each.data_type == 1)
+    assert stored < sum(p.numel() for p in small.parameters()) + 8

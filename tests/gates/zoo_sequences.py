@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from .zoo_entry import entry
 from .zoo_images import Applied
@@ -376,3 +377,130 @@ def shapes_to_and_fro():
         return m.c(m.b(x.movedim(2, 1).reshape(x.shape[0], -1)).relu()[..., None].squeeze(-1))
 
     return Applied(forward, a=nn.Linear(4, 6), b=nn.Linear(6, 5), c=nn.Linear(5, 2)), torch.randn(3, 4)
+
+
+@entry([6, 4])
+def recurrent_projected():
+    # what is projected: one size for both layers; hidden units stay, for torch tells projections by their number
+    def forward(m, x):
+        y, (h, c) = m.lstm(m.embed(x).relu())
+        return m.out(y), m.last(h[-1]), m.cell(c[-1].tanh())
+
+    net = Applied(
+        forward, embed=nn.Linear(4, 6), lstm=nn.LSTM(6, 5, proj_size=4, num_layers=2, bidirectional=True),
+        out=nn.Linear(8, 2), last=nn.Linear(4, 2), cell=nn.Linear(5, 2),
+    )  # fmt: skip
+    return net, torch.randn(7, 2, 4)
+
+
+@entry([6, 5])
+def cell_long_short():
+    def forward(m, x):
+        state = None
+        for step in x:
+            state = m.cell(m.embed(step).relu(), state)
+        return m.out(state[0]), m.last(state[1].tanh())
+
+    net = Applied(forward, embed=nn.Linear(4, 6), cell=nn.LSTMCell(6, 5), out=nn.Linear(5, 2), last=nn.Linear(5, 2))
+    return net, torch.randn(3, 2, 4)
+
+
+@entry([5, 6])
+def cells_stacked():
+    # a GRU's state that the code makes itself, of a size that it remembers, and a plain cell without biases on top
+    def forward(m, x):
+        a, b = x.new_zeros(x.shape[1], m.hidden), None
+        for step in x:
+            a = m.lower(step, a)
+            b = m.upper(a, b)
+        return m.out(b)
+
+    net = Applied(forward, lower=nn.GRUCell(4, 5), upper=nn.RNNCell(5, 6, bias=False), out=nn.Linear(6, 2))
+    net.hidden = 5
+    return net, torch.randn(3, 2, 4)
+
+
+@entry([6])
+def cell_given_state():
+    def forward(m, x, h):
+        return m.out(m.cell(m.embed(x), h))
+
+    net = Applied(forward, embed=nn.Linear(4, 6), cell=nn.RNNCell(6, 5, nonlinearity="relu"), out=nn.Linear(5, 2))
+    return net, (torch.randn(2, 4), torch.randn(2, 5))
+
+
+@entry([6, 5, 4])
+def packed_sequences():
+    # lengths in any order: what is traced are sequences of full length
+    def forward(m, x, lengths):
+        x = pack_padded_sequence(m.embed(x), lengths, batch_first=True, enforce_sorted=False)
+        x, (h, _) = m.lstm(x)
+        y, h = m.gru(x, None), h[-1]
+        y, lengths = pad_packed_sequence(y[0], batch_first=True, total_length=8)
+        return m.out(y), m.last(h), lengths
+
+    net = Applied(
+        forward, embed=nn.Linear(4, 6), lstm=nn.LSTM(6, 5, batch_first=True), gru=nn.GRU(5, 4, batch_first=True),
+        out=nn.Linear(4, 2), last=nn.Linear(5, 2),
+    )  # fmt: skip
+    return net, (torch.randn(3, 7, 4), torch.tensor([3, 7, 5]))
+
+
+class HandNorm(nn.Module):
+    """RMSNorm as many write it."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+
+    def forward(self, x):
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+
+
+class Rotary(nn.Module):
+    """Attention of language models: fewer keys than queries, both normalised, and turned by their places."""
+
+    def __init__(self, stored):
+        super().__init__()
+        self.q, self.k, self.v = (nn.Linear(8, n, bias=False) for n in (16, 8, 8))
+        self.norm_q, self.norm_k = nn.RMSNorm(4), HandNorm(4) if stored else nn.LayerNorm(4)
+        self.out = nn.Linear(16, 8)
+        angles = torch.arange(9)[:, None] / torch.tensor([1.0, 10.0])
+        self.stored = stored
+        if stored:
+            self.register_buffer("cos", torch.cat([angles.cos()] * 2, -1))
+            self.register_buffer("sin", torch.cat([angles.sin()] * 2, -1))
+
+    def turned(self, x):
+        if self.stored:
+            cos, sin = self.cos[: x.shape[2]], self.sin[: x.shape[2]]
+        else:
+            angles = torch.arange(x.shape[2], dtype=x.dtype)[:, None] / torch.tensor([1.0, 10.0], dtype=x.dtype)
+            cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([angles.sin()] * 2, -1)
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
+
+    def forward(self, x):
+        q, k, v = (part(x).unflatten(-1, (-1, 4)).transpose(1, 2) for part in (self.q, self.k, self.v))
+        q, k = self.turned(self.norm_q(q)), self.turned(self.norm_k(k))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+
+@entry([2, 7])
+def rotary_attention():
+    # heads are whole: turning and normalising acts within each
+    def forward(m, x):
+        x = x + m.attention(x)
+        return m.out(m.a(x).relu())
+
+    return Applied(forward, attention=Rotary(False), a=nn.Linear(8, 7), out=nn.Linear(7, 2)), torch.randn(TOKENS)
+
+
+@entry([2, 7])
+def rotary_attention_stored():
+    def forward(m, x):
+        x = x + m.attention(x)
+        return m.out(m.a(x).relu())
+
+    return Applied(forward, attention=Rotary(True), a=nn.Linear(8, 7), out=nn.Linear(7, 2)), torch.randn(TOKENS)
