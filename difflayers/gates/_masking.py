@@ -33,7 +33,7 @@ def _all_one(mask: Tensor) -> bool:
 
 
 def _transformed(tensor: Tensor) -> bool:
-    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return torch.compiler.is_compiling() or torch._C._functorch.is_functorch_wrapped_tensor(tensor)  # pyright: ignore
 
 
 class _Masked(torch.autograd.Function):

@@ -134,7 +134,7 @@ def _like_first(func: Any, args: Any) -> bool:
     """Whether an operator surely makes a contiguous tensor of the shape and dtype of its first argument."""
     if func not in ELEMENTWISE and func is not torch.ops.aten.batch_norm.default:
         return False
-    first, *others = [a for a in args if isinstance(a, Tensor)] or [None]
+    first, *others = [a for a in args if isinstance(a, Tensor)]
     if first is not args[0] or not first.is_floating_point() or not first.is_contiguous():
         return False
     if func is torch.ops.aten.batch_norm.default:

@@ -185,9 +185,10 @@ def attach(
     """Finds what can be removed from a model, and puts a gate on every group of it.
 
     The model is run on tensors without data (where that fails, `torch.export` traces it); what happens to every single
-    channel is followed through the graph, so that channels of different layers that can only vanish together (residual streams, batch norms, both
-    halves of a gated linear unit, the heads of attention) become one unit, and units that occupy the same places one
-    group with one gate. Model outputs are never gated. Needs no gradients: frozen models can be gated.
+    channel is followed through the graph, so that channels of different layers that can only vanish together (residual
+    streams, batch norms, both halves of a gated linear unit, the heads of attention) become one unit, and units that
+    occupy the same places one group with one gate. Model outputs are never gated. Needs no gradients: frozen models can
+    be gated.
 
     Args:
         model: any module without control flow that depends on values. It is used as it is, not copied.

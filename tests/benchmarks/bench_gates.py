@@ -137,7 +137,8 @@ def overhead(rounds: int, numbers: Sequence[int]) -> str:
             for state in ("all open", "half closed"):
                 if state == "half closed":
                     close_half(gated)
-                step(model), step(gated)
+                step(model)
+                step(gated)
                 times = [(step(model), step(gated)) for _ in range(rounds)]
                 more = statistics.median(b / a for a, b in times) - 1
                 plain, with_gates = (statistics.median(column) for column in zip(*times, strict=True))
