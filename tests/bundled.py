@@ -87,7 +87,8 @@ def parts(found: Library) -> list[Part]:
     if found.cuda:
         result.append(
             Part("CUDA runtime and device libraries", found.cuda, "LicenseRef-NVIDIA-CUDA-EULA",
-                 "linked statically (libcudart_static, libdevice); attachment A of the toolkit's EULA lists what may be distributed"))  # fmt: skip
+                 "linked statically (libcudart_static, libdevice); attachment A of the toolkit's EULA "
+                 "lists what may be distributed"))  # fmt: skip
     return result
 
 
