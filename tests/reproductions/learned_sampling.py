@@ -134,9 +134,7 @@ def against_prosac(table: list[list[str]], prosac: Sequence[float]) -> list[Clai
     if not alone or not prosac:
         return []
     best = max(figure(cell)[0] for cell in alone)
-    text = (
-        "learned sampling is better than PROSAC by the ratio (64 samples, no local optimisation)"
-    )
+    text = "learned sampling is better than PROSAC by the ratio (64 samples, no local optimisation)"
     return [Claim(text, f"not tested: {best:.1f} against {shown(prosac)} of AUC@10")]
 
 
