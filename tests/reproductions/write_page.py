@@ -139,7 +139,8 @@ settings, seeds, machine and versions; `tests/reproductions/write_page.py` makes
 The runs on this page had about an hour of one core of a busy machine in all, far below the papers' budgets; where
 figures are lower for that reason, it is said. ± is the standard deviation over the seeds. A claim is tested by
 Student's test on paired runs (same size, same seed and so on): it **holds**, **does not hold**, or is **not decided**
-at 95 %. A claim that does not hold here, or is not decided, may be true at the papers' budget.
+at 95 %. A claim that does not hold here, or is not decided, may be true at the papers' budget. Seeds were added as long
+as there was time, so that some rows have more than others.
 """
 
 
