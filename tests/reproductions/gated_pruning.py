@@ -26,15 +26,15 @@ LINE = re.compile(r"(\d+) +([\d.]+) +(\S.*?) +([\d.]+) % ([\d.]+) ([\d.]+) \[")
 
 
 def from_log(text: str) -> dict[int, list[Row]]:
-    """The lines of a run, by seed; targets that not all seeds and methods have reached are left out."""
+    """The lines of a run, by seed; a target of a seed that not all methods have reached is left out."""
     result: dict[int, list[Row]] = {}
     for seed, target, method, accuracy, loss, share in LINE.findall(text):
         row = {"method": method, "target": float(target), "accuracy": float(accuracy), "loss": float(loss)}
         result.setdefault(int(seed), []).append(row | {"share": float(share)})
-    counts = Counter(row["target"] for rows in result.values() for row in rows if row["method"] != DENSE)
-    done = {target for target, count in counts.items() if count == max(counts.values())}
+    counts = Counter((seed, row["target"]) for seed, rows in result.items() for row in rows)
     return {
-        seed: [row for row in rows if row["method"] == DENSE or row["target"] in done] for seed, rows in result.items()
+        seed: [row for row in rows if row["method"] == DENSE or counts[seed, row["target"]] == max(counts.values())]
+        for seed, rows in result.items()
     }
 
 
@@ -63,7 +63,8 @@ def table(content: Row) -> str:
     names = list(dict.fromkeys(row["method"] for row in rows if row["method"] != DENSE))
     lines = [[DENSE, *([dense] * len(targets))]]
     lines += [[name, *(shown(values(rows, "accuracy", method=name, target=at), 2) for at in targets)] for name in names]
-    return markdown(["accuracy on unseen images, %", *(f"{at:g} of the FLOPs" for at in targets)], lines)
+    heads = [f"{at:g} of the FLOPs, {len(values(rows, 'seed', method=OURS, target=at))} seeds" for at in targets]
+    return markdown(["accuracy on unseen images, %", *heads], lines)
 
 
 def claims(content: Row) -> list[Claim]:

@@ -39,7 +39,7 @@ def claims(content: Row) -> list[Claim]:
     others = ("Straight-through 1.3", "Gumbel-Softmax 0.5", "Gapped straight-through", "Gumbel-Rao 0.5")
     # the authors' temperature for 8 x 4 latents
     return [
-        Claim(f"ReinMax (1.3) has a lower training -ELBO than {other[0].lower() + other[1:]}", verdict(
+        Claim(f"ReinMax (1.3) has a lower training -ELBO than {other}", verdict(
             pairs(rows, "train", {"estimator": other}, {"estimator": "ReinMax 1.3"}, ("seed",)), " nats", 2))
         for other in others
     ]  # fmt: skip

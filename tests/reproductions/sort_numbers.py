@@ -198,8 +198,8 @@ def claims(content: Row) -> list[Claim]:
     rows = [row for row in content["rows"] if row["kind"] == "test"]
     said = (
         ("networks with a monotonic swap (cauchy) are better than with the logistic one", "cauchy", "logistic"),
-        ("so are those with the reciprocal swap", "reciprocal", "logistic"),
-        ("so are those with the optimal swap", "optimal", "logistic"),
+        ("networks with the reciprocal swap are better than with the logistic one", "reciprocal", "logistic"),
+        ("networks with the optimal swap are better than with the logistic one", "optimal", "logistic"),
         ("the logistic swap gains from ART", "logistic_art", "logistic"),
         ("the optimal swap is better than cauchy", "optimal", "cauchy"),
         ("networks (cauchy) are better than NeuralSort", "cauchy", "NeuralSort"),

@@ -136,10 +136,11 @@ runs them all into `out/reproductions` (hours; an interruption costs one row), `
 `ARGS="--data DIR"` names the folder of the real data. The rows behind this page are in `docs/reproductions/*.json` with
 settings, seeds, machine and versions; `tests/reproductions/write_page.py` makes tables and verdicts of them.
 
-The runs on this page had well under an hour of one core of a busy machine in all. That is far below the papers'
-budgets: where figures are lower for that reason, it is said. ± is the standard deviation over the seeds. A claim is
-tested by Student's test on paired runs (same size, same seed and so on): it **holds**, **does not hold**, or is **not
-decided** at 95 %. A claim that is not decided here may be true at the papers' budget.
+The runs on this page had about an hour of one core of a busy machine in all, far below the papers' budgets; where
+figures are lower for that reason, it is said. ± is the standard deviation over the seeds. A claim is tested by
+Student's test on paired runs (same size, same seed and so on): it **holds**, **does not hold**, or is **not decided**
+at 95 %. A claim that does not hold here, or is not decided, may be true at the papers' budget. Seeds were added as long
+as there was time, so that some rows have more than others.
 """
 
 
