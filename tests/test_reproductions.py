@@ -157,10 +157,10 @@ def test_table_of_the_learned_sampling_is_taken_over() -> None:
     ]
     table = [["", "no local", "AUC@10"], ["Lowe's ratio, times 10", "80.2", "95.8 +- 0.9"],
              ["Lowe's ratio, times 20", "87.7", "96.6 +- 0.3"], ["Lowe's ratio, times 10, 10000", "1", "99.0"],
-             ["learned end to end", "83.6", "92.0 +- 1.0"]]  # fmt: skip
+             ["learned end to end, times 0.5", "83.6", "92.0 +- 1.0"]]  # fmt: skip
     (claim,) = module.learned_claims(table)
     # 4.30 sqrt((0.3^2 + 1) / 3) = 2.6
-    assert claim.text == "sampling learned end to end is better than Lowe's ratio, times 20"
+    assert claim.text == "sampling learned end to end, times 0.5 is better than Lowe's ratio, times 20"
     assert claim.verdict.startswith("**does not hold**: -4.6 ± 2.6")
     with pytest.raises(OSError, match="no table"):
         module.printed_table("nothing")
