@@ -103,10 +103,10 @@ def auc_binned(errors: Tensor, thresholds: float | Sequence[float], *, bin_width
     ordered, limits = _ordered(function, errors, thresholds)
     areas = []
     for limit in limits:
-        bins = round(limit / width)
-        if bins < 1 or abs(bins * width - limit) > 1e-9 * limit:
+        bins = round(min(limit / width, 2.0**53))
+        if not 1 <= bins <= 10_000_000 or abs(bins * width - limit) > 1e-9 * limit:
             raise ValueError(
-                f"{function}: argument 'thresholds' must be multiples of bin_width = {width:g}, got {limit:g}; give "
+                f"{function}: argument 'thresholds' must be 1 to 10,000,000 times bin_width = {width:g}, got {limit:g}; give "
                 f"another bin_width, or take auc_exact"
             )
         edges = torch.arange(1, bins + 1, device=ordered.device, dtype=ordered.dtype) * width

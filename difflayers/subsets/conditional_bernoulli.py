@@ -205,6 +205,8 @@ def _members(choice: Subset, members: object, shape: tuple[int, ...]) -> Tensor:
     where = f"{choice.function}: argument 'members' must"
     if not isinstance(members, Tensor):
         raise TypeError(f"{where} be a torch.Tensor, got {type(members).__name__}")
+    if members.layout is not torch.strided:
+        raise TypeError(f"{where} be a dense tensor, got one of layout {members.layout}; take its to_dense()")
     try:
         shape = tuple(torch.broadcast_shapes(tuple(members.shape), shape))
     except RuntimeError:

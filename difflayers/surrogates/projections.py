@@ -225,7 +225,8 @@ def _bound(function: str, name: str, value: object, x: Tensor) -> Tensor:
     if not isinstance(value, Tensor):
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{function}: argument '{name}' must be a number or a tensor, got {type(value).__name__}")
-        return torch.full((), float(value), dtype=x.dtype, device=x.device)
+        # what the dtype cannot hold is no bound, as infinity is none
+        return torch.full((), float(value), dtype=torch.float64).to(x.device, x.dtype)
     try:
         return _checks.tensor(function, name, value).to(x.dtype).expand(x.shape)
     except RuntimeError:

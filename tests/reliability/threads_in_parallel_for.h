@@ -3,6 +3,9 @@
 // left out of account, so that the smallest tensors too are shared between two threads.
 #pragma once
 
+// the inner loops know nothing of torch, and share nothing
+#if __has_include(<torch/csrc/stable/ops.h>)
+
 #include <torch/csrc/stable/ops.h>
 
 #include <cstdint>
@@ -37,3 +40,4 @@ void parallel_for_on_threads(int64_t begin, int64_t end, int64_t, const F& f) {
 }  // namespace torch::stable
 
 #define parallel_for parallel_for_on_threads
+#endif

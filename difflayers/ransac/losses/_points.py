@@ -51,12 +51,12 @@ def bounded_mean(
     """The weighted mean over the points of min(squared / limit^2, 1), of `aligned` points; what is not a number
     counts 1."""
     with torch.no_grad():
-        near = (squared(models, points) < limit**2) & (weights > 0)
+        near = (squared(models, points) < limit * limit) & (weights > 0)
         far = weighted_mean((~near).to(weights.dtype), weights)
     # Again for the pairs that have a gradient, and for no others: of a point that a model maps to infinity, or of a
     # model that is zero because it is not valid, the derivative would be NaN, and 0 * NaN is not 0.
     pairs = near.nonzero(as_tuple=True)
     of_points = points.expand(*near.shape, points.shape[-1])[pairs].unsqueeze(-2)
-    ratio = squared(models[pairs[:-1]], of_points).squeeze(-1) / limit**2
+    ratio = squared(models[pairs[:-1]], of_points).squeeze(-1) / (limit * limit)
     close = torch.zeros_like(far.unsqueeze(-1).expand(near.shape)).index_put(pairs, ratio)
     return far + weighted_mean(close, weights)

@@ -76,7 +76,7 @@ def pose_error(rotation: Tensor, translation: Tensor, true_rotation: Tensor, tru
     turn = _angle(_length(axis), d.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
     there, wanted = _length(translation) > 0, _length(true_translation) > 0
     unit = translation / torch.where(there, _length(translation.detach()), 1).unsqueeze(-1)
-    across = _length(torch.linalg.cross(unit, true_translation))
+    across = _length(torch.linalg.cross(*torch.broadcast_tensors(unit, true_translation)))
     direction = _angle(across, (unit * true_translation).sum(-1))
     # NaN is not > 0 either, and has to stay NaN
     lost = (translation == 0).all(-1) & wanted
