@@ -217,7 +217,7 @@ class Custom(Swap):
 
     Example:
         >>> import torch, difflayers as dl
-        >>> algebraic = dl.swaps.Custom(lambda v: 0.5 + 0.5 * v / (1 + v * v).sqrt())
+        >>> algebraic = dl.swaps.Custom(lambda v: 0.5 + 0.5 * v / torch.hypot(v, torch.ones_like(v)))
         >>> dl.sort(torch.tensor([2.0, 1.0]), swap=algebraic, steepness=100.0).round(decimals=2)
         tensor([1., 2.])
     """

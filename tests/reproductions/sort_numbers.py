@@ -206,7 +206,7 @@ def claims(content: Row) -> list[Claim]:
         ("networks (cauchy) are better than SoftSort", "cauchy", "SoftSort"),
     )
     return [
-        Claim(text, verdict(pairs(rows, "EW", {"method": a}, {"method": b}, ("n", "seed")), " points of EW"))
+        Claim(text, verdict(pairs(rows, "EW", {"method": a}, {"method": b}, ("n",)), " points of EW"))
         for text, a, b in said
     ]
 

@@ -136,6 +136,8 @@ def claims(content: Row) -> list[Claim]:
         if found:
             end = f", {setting} ({text})"
             result += [
+                Claim(f"SurCo-zero (probability, as in the paper) is better than the heuristic{end}",
+                      against(ON_PROBABILITY, HEURISTIC)),
                 Claim(f"SurCo-zero (z-score) is better than the heuristic{end}", against(ON_SCORE, HEURISTIC)),
                 Claim(f"SurCo-zero's gain over the heuristic is that of the paper, 4.5 to 8.5 %, or more{end}",
                       verdict(above_paper(found), " %")),

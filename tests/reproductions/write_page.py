@@ -49,7 +49,9 @@ SECTIONS = (
         " default swap, cauchy, whatever `--distribution` says.",
         "The published trainings have 60,000 digits instead of 8,000, 100,000 steps of 100 sets instead of 400 of 192"
         " images, and a larger CNN. So our accuracies are lower throughout, and a method that learns faster is "
-        "favoured over one that ends higher. The steepness of the papers is chosen for every n. `diffsort` computes "
+        "favoured over one that ends higher. The steepness of the papers is chosen for every n; here it was chosen once, at "
+        "n = 9, from three values with one short run each: where it is at the edge of the grid, a claim is about that "
+        "steepness and not about the swap. `diffsort` computes "
         "the same function as difflayers and sees the same sets from the same weights: the two rows of cauchy differ "
         "by rounding and by where the logarithm of a small probability is cut (1e-7 here, e^-100 there), and show how"
         " much chance there is in one run.",
@@ -133,12 +135,14 @@ HEAD = """# Reproductions
 
 Published experiments, run with this library, beside the papers' figures or those of the official code. `make reproduce`
 runs them all into `out/reproductions` (hours; an interruption costs one row), `make reproduce ARGS=--quick` in minutes;
-`ARGS="--data DIR"` names the folder of the real data. The rows behind this page are in `docs/reproductions/*.json` with
+`ARGS="--data DIR"` names the folder of the real data, which the runs on this page had; the settings of each section are
+those of its rows, not all of them defaults. The rows behind this page are in `docs/reproductions/*.json` with
 settings, seeds, machine and versions; `tests/reproductions/write_page.py` makes tables and verdicts of them.
 
 The runs on this page had about an hour of one core of a busy machine in all, far below the papers' budgets; where
 figures are lower for that reason, it is said. ± is the standard deviation over the seeds. A claim is tested by
-Student's test on paired runs (same size, same seed and so on): it **holds**, **does not hold**, or is **not decided**
+Student's test on paired runs (means over the seeds of a size where sizes differ, over the targets of a seed where targets
+do): it **holds**, **does not hold**, or is **not decided**
 at 95 %. A claim that does not hold here, or is not decided, may be true at the papers' budget. Seeds were added as long
 as there was time, so that some rows have more than others.
 """
@@ -149,8 +153,11 @@ def summary(found: Sequence[tuple[Section, list[Claim]]]) -> str:
     every = [claim for _, claims in found for claim in claims]
     against = [(section, claim) for section, claims in found for claim in claims if "does not hold" in claim.verdict]
     held = sum("**holds" in claim.verdict for claim in every)
-    lines = [f"Of {len(every)} claims, in our runs {held} hold, {len(against)} do not, and "
-             f"{len(every) - held - len(against)} are not decided."]  # fmt: skip
+    same = sum("no difference" in claim.verdict for claim in every)
+    untested = sum("not tested" in claim.verdict for claim in every)
+    rest = len(every) - held - len(against) - same - untested
+    lines = [f"Of {len(every)} claims, in our runs {held} hold, {len(against)} do not, {rest} are not decided, {same} "
+             f"shows no difference, and {untested} was not tested."]  # fmt: skip
     if against:
         lines += ["", "Those that do not hold in our runs:", ""]
         lines += [f"- {section.title}: {claim.text}. {claim.verdict}." for section, claim in against]
@@ -165,7 +172,7 @@ def text_of(section: Section, content: Row, claims: Sequence[Claim]) -> str:
     if claims:
         parts.append(markdown(["claim", "here"], [[claim.text, claim.verdict] for claim in claims]))
     parts += [f"**Published.** {section.published}", f"**Why the figures differ.** {section.differences}"]
-    parts.append(f"`python tests/reproductions/{name}.py`; {settings}; {'; '.join(content['machine'])}.")
+    parts.append(f"Rows by `python tests/reproductions/{name}.py`; {settings}; {'; '.join(content['machine'])}.")
     return "\n\n".join(parts)
 
 
