@@ -49,9 +49,9 @@ SECTIONS = (
         " default swap, cauchy, whatever `--distribution` says.",
         "The published trainings have 60,000 digits instead of 8,000, 100,000 steps of 100 sets instead of 400 of 192"
         " images, and a larger CNN. So our accuracies are lower throughout, and a method that learns faster is "
-        "favoured over one that ends higher. The steepness of the papers is chosen for every n; here it was chosen once, at "
-        "n = 9, from three values with one short run each: where it is at the edge of the grid, a claim is about that "
-        "steepness and not about the swap. `diffsort` computes "
+        "favoured over one that ends higher. The steepness of the papers is chosen for every n; here it was chosen "
+        "once, at n = 9, from three values with one short run each: where it is at the edge of the grid, a claim is "
+        "about that steepness and not about the swap. `diffsort` computes "
         "the same function as difflayers and sees the same sets from the same weights: the two rows of cauchy differ "
         "by rounding and by where the logarithm of a small probability is cut (1e-7 here, e^-100 there), and show how"
         " much chance there is in one run.",
@@ -135,16 +135,16 @@ HEAD = """# Reproductions
 
 Published experiments, run with this library, beside the papers' figures or those of the official code. `make reproduce`
 runs them all into `out/reproductions` (hours; an interruption costs one row), `make reproduce ARGS=--quick` in minutes;
-`ARGS="--data DIR"` names the folder of the real data, which the runs on this page had; the settings of each section are
-those of its rows, not all of them defaults. The rows behind this page are in `docs/reproductions/*.json` with
+`ARGS="--data DIR"` names the folder of the real data, which the runs on this page had; the settings of each section
+are those of its rows, not all of them defaults. The rows behind this page are in `docs/reproductions/*.json` with
 settings, seeds, machine and versions; `tests/reproductions/write_page.py` makes tables and verdicts of them.
 
 The runs on this page had about an hour of one core of a busy machine in all, far below the papers' budgets; where
 figures are lower for that reason, it is said. ± is the standard deviation over the seeds. A claim is tested by
-Student's test on paired runs (means over the seeds of a size where sizes differ, over the targets of a seed where targets
-do): it **holds**, **does not hold**, or is **not decided**
-at 95 %. A claim that does not hold here, or is not decided, may be true at the papers' budget. Seeds were added as long
-as there was time, so that some rows have more than others.
+Student's test on paired runs (means over the seeds of a size where sizes differ, over the targets of a seed where
+targets do): it **holds**, **does not hold**, or is **not decided** at 95 %. A claim that does
+not hold here, or is not decided, may be true at the papers' budget. Seeds were added as long as there was time, so that
+some rows have more than others.
 """
 
 
