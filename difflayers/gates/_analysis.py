@@ -194,7 +194,7 @@ def _groups(run: Propagation, roots: Tensor) -> Units:
             continue
         makers = [place for place in where if place not in run.consumers] or where
         name = makers[0][0].rsplit(".", 1)[0].replace(".", "_") if "." in makers[0][0] else makers[0][0]
-        while name in taken:
+        while name in taken or hasattr(nn.ModuleDict(), name):
             name += "_"
         taken.add(name)
         which[torch.tensor(members)] = len(groups)
@@ -237,7 +237,7 @@ def _trace(program: Recorded, run: Propagation, roots: Tensor, units: Units) -> 
             (small,) = compact(labels)
             resolved = torch.where(small == NONE, NONE, roots[small.clamp(min=0)])
             over = varying(resolved) if resolved.numel() > 1 else []
-            sizes = [(d, _factor(resolved.movedim(d, 0).flatten(1)[:, 0], units)) for d in over]
+            sizes = [(d, _factor(resolved.movedim(d, 0).reshape(resolved.shape[d], -1)[:, 0], units)) for d in over]
             known[id(labels)] = bool((units.which[resolved.clamp(min=ALWAYS)] >= 0).any()), sizes
         touched, sizes = known[id(labels)]
         if touched:
@@ -267,7 +267,7 @@ def _norms(run: Propagation, graph: fx.Graph, roots: Tensor, units: Units) -> li
             continue
         places: dict[str, Tensor] = {}
         if node in gated:
-            labels = gated[node].flatten(0, -2)[0]
+            labels = gated[node].reshape(-1, gated[node].shape[-1])[0]
             found = roots[labels.clamp(min=ALWAYS)]
             for at in units.which[found].unique().tolist():
                 if at >= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 import re
 from collections.abc import Iterable, Mapping
@@ -310,24 +311,17 @@ def _parts(
 def _outputs(model: nn.Module, args: Any, kwargs: Any, branches: list[Branch]) -> list[Branch]:
     """The branches with what their modules return, a tensor or a tuple of how many, seen in one run."""
     seen: dict[str, int] = {}
+    model, args, kwargs = copy.deepcopy((model, args, kwargs))  # a forward may write into buffers and inputs
     modules = dict(model.named_modules())
-    modes = {module: module.training for module in modules.values()}
-    hooks = []
     for part in {part.path for branch in branches for part in branch.parts} & set(modules):
 
         def note(module: nn.Module, given: Any, result: Any, path: str = part) -> None:
             seen[path] = len(result) if isinstance(result, (tuple, list)) else 0
 
-        hooks.append(modules[part].register_forward_hook(note))
-    try:
-        model.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            model(*args, **kwargs)
-    finally:
-        for hook in hooks:
-            hook.remove()
-        for module, training in modes.items():
-            module.training = training
+        modules[part].register_forward_hook(note)
+    model.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        model(*args, **kwargs)
     return [
         branch._replace(parts=tuple(part._replace(outputs=seen.get(part.path, 0)) for part in branch.parts))
         for branch in branches

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 __all__ = ["masked_along"]
 
@@ -20,6 +21,8 @@ def masked_along(weight: Tensor, mask: Tensor, dim: int) -> Tensor:
     """
     if not mask.requires_grad:
         return weight if _all_one(mask) else weight * _along(mask, weight, dim)
+    if _transformed(weight) or _transformed(mask) or forward_ad._current_level >= 0:
+        return weight * _along(mask, weight, dim)
     return _Masked.apply(weight, mask, dim)  # pyright: ignore[reportReturnType]
 
 
@@ -62,6 +65,8 @@ class _Masked(torch.autograd.Function):
 
 def _contracted(first: Tensor, second: Tensor, dim: int) -> Tensor:
     """The sum of first * second over all dimensions but one."""
+    if not first.dim():
+        return (first * second).reshape(1)
     others = [d for d in range(first.dim()) if d != dim]
     rows = max(1, PIECE * len(first) // max(1, first.numel()))
     # of a few rows at a time; second derivatives and transforms want one expression

@@ -130,14 +130,17 @@ def _zeros(node: Any) -> bool:
 def flat_weights(model: nn.Module, replaced: dict[str, Tensor]) -> Iterator[None]:
     """Within, recurrent modules run with the replaced parameters, whose list of them functional_call does not reach."""
     before: list[tuple[nn.RNNBase, list[Any]]] = []
+    known = dict(model.named_parameters(remove_duplicate=False))
+    swapped = {id(known[name]): tensor for name, tensor in replaced.items()}  # under any name that it is tied to
     try:
         for path, module in model.named_modules():
             if isinstance(module, nn.RNNBase):
                 names = [f"{path}.{name}" if path else name for name in module._flat_weights_names]
-                if any(name in replaced for name in names):
+                if any(id(known.get(name)) in swapped for name in names):
                     before.append((module, module._flat_weights))
                     module._flat_weights = [
-                        replaced.get(name, weight) for name, weight in zip(names, module._flat_weights, strict=True)
+                        swapped.get(id(known.get(name)), weight)
+                        for name, weight in zip(names, module._flat_weights, strict=True)
                     ]
         yield
     finally:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.utils._pytree import tree_leaves
 
 from .. import _checks
 from ..errors import UnsupportedOperationError
@@ -97,11 +98,7 @@ class Gated(nn.Module):
             parameter = parameters[name]
             for dim, group in places:
                 mask = padded[group].to(parameter.dtype).index_select(0, getattr(self, _key(name, dim, group)))
-                if model is None:
-                    parameter = masked_along(parameter, mask, dim)
-                else:  # one pass less over the copy
-                    with torch.no_grad():
-                        parameter.mul_(mask.view([-1 if d == dim else 1 for d in range(parameter.dim())]))
+                parameter = masked_along(parameter, mask, dim)
             result[name] = parameter
         return result
 
@@ -116,7 +113,7 @@ class Gated(nn.Module):
     def bound(self, values: dict[str, Tensor], model: nn.Module | None = None) -> Callable[..., Any]:
         """The model with gates of these values, to be called once or several times.
 
-        `model`: a copy to be run in its place, in another precision say; what is masked of it is overwritten."""
+        `model`: a copy to be run in its place, in another precision say."""
         run = self.model if model is None else model
         masked = self.masked(values, model)
         norms = self._norms(values)
@@ -250,18 +247,38 @@ def attach(
     gated = Gated(model, analysis, gate, example)
     from ._trial import dense, stuck, stuck_branches  # which imports this module
 
-    fixed = stuck(gated, trace)
+    outside = _held_outside(gated)
+    if outside and unknown == "raise":
+        raise UnsupportedOperationError(
+            f"{name}: group '{next(iter(outside))}' cannot have a gate: {next(iter(outside.values()))}; use it through "
+            f"the module that owns it, or pass unknown='skip' to leave {', '.join(map(repr, outside))} as they are"
+        )
+    fixed = stuck(gated, trace) | outside
     whole = stuck_branches(gated, fixed)
     analysis = analysis._replace(groups=list(gated.groups.values()))
     if not fixed and not whole:
         return gated
-    if fixed and unknown == "raise":
+    if fixed and unknown == "raise":  # of a trial: what is held outside has been refused
         raise UnsupportedOperationError(
             f"{name}: group '{next(iter(fixed))}' cannot be removed: in a trial, {next(iter(fixed.values()))}; write "
             f"sizes as -1, as the shapes of tensors or as integer attributes of the module, or pass unknown='skip' to "
             f"leave {', '.join(map(repr, fixed))} as they are"
         )
     return Gated(model, _some(name, dense(analysis, fixed | whole)), gate, example)
+
+
+def _held_outside(gated: Gated) -> dict[str, str]:
+    """The groups whose gates the model would not meet: it holds their parameters in attributes of its own, too."""
+    names = {id(parameter): name for name, parameter in gated.model.named_parameters()}
+    held = {
+        names[id(leaf)]: f"parameter '{names[id(leaf)]}' is also held by attribute '{attribute}' of a module"
+        for module in gated.model.modules()
+        for attribute, value in vars(module).items()
+        if attribute not in ("_parameters", "_buffers", "_modules", "_flat_weights")
+        for leaf in tree_leaves(value)
+        if id(leaf) in names
+    }
+    return {group.name: held[name] for group in gated.analysis.groups for name, _ in group.consumers if name in held}
 
 
 def _some(name: str, analysis: Analysis) -> Analysis:

@@ -157,9 +157,12 @@ def fit(
     bar = _bar(name, total) if _checks.boolean(name, "progress", progress) else None
     history: list[FitRecord] = []
     started, found, status = time.monotonic(), None, "done"
+    modes, frozen = {module: module.training for module in gated.modules()}, gated.frozen
+    weights = {group: gate.weight.detach().clone() for group, gate in gated.gates.items()}  # pyright: ignore
     gated.unfreeze()
     gated.train()
-    fresh = _spread(gated) if ordered else {}
+    if ordered:
+        _spread(gated)
     try:
         for step, batch in enumerate(_batches(name, data, total)):
             if step == frozen_from and found is None:
@@ -194,7 +197,10 @@ def fit(
         status = "interrupted"
     except Exception:
         if not history:  # nothing is learnt: the gates are again as they were
-            for group, weight in fresh.items():
+            gated.frozen = frozen
+            for module, training in modes.items():
+                module.training = training
+            for group, weight in weights.items():
                 gated.gates[group].weight.data.copy_(weight)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
         raise
     finally:

@@ -261,10 +261,15 @@ def plan(gated: Gated, *, weights: bool = True) -> PrunePlan:
         removed=tuple(closed_parts(gated.groups, opened)),
     )
     result = result._replace(sizes=_differences(result.apply(gated.model), small))
-    state = {name: value.detach().clone() for name, value in small.state_dict().items()}
+    state = {
+        name: value.detach().clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+        for name, value in small.state_dict().items()
+    }
     replayed = result.apply(gated.model)
     if _differences(replayed, small) or any(
-        name not in state or not torch.equal(value, state[name]) for name, value in replayed.state_dict().items()
+        name not in state
+        or (not torch.equal(value, state[name]) if isinstance(value, Tensor) else value != state[name])
+        for name, value in replayed.state_dict().items()
     ):
         raise PruningError("difflayers.gates.plan: the pruned model cannot be made again from its plan")
     return result._replace(weights=state) if weights else result
