@@ -259,7 +259,9 @@ def draw(pairs: Pairs, guides: dict[str, Tensor], options: Namespace, path: Path
         axes.plot([], [], c="#d0d7de", label="rejected")
         wrong = (counts * ~true).sum() / counts.sum()
         axes.set(aspect="equal", xticks=[], yticks=[])
-        axes.set_title(f"{name}: {100 * wrong:.0f} % of the drawn matches wrong, {int(kept.sum())} kept")
+        axes.set_title(
+            f"{name}: {100 * wrong:.0f} % of those drawn wrong, {int(kept.sum())} kept\n(larger: drawn more often)"
+        )
         axes.autoscale()
         axes.invert_yaxis()
         axes.spines[:].set_visible(False)
@@ -376,7 +378,7 @@ def run(options: Namespace) -> Path:
         f"of AUC@10 from one search of the same pairs to the next. {sum(steps) / len(steps):.0f} ms a step."
     )
     path = options.out / "learned_ransac.png"
-    draw(held_out, {"before": guides[names[1]], "after": guides[names[-1]]}, options, path)
+    draw(held_out, {name: guides[name] for name in (names[1], names[-1])}, options, path)
     return path
 
 
