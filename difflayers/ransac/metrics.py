@@ -106,8 +106,8 @@ def auc_binned(errors: Tensor, thresholds: float | Sequence[float], *, bin_width
         bins = round(min(limit / width, 2.0**53))
         if not 1 <= bins <= 10_000_000 or abs(bins * width - limit) > 1e-9 * limit:
             raise ValueError(
-                f"{function}: argument 'thresholds' must be 1 to 10,000,000 times bin_width = {width:g}, got "
-                f"{limit:g}; give another bin_width, or take auc_exact"
+                f"{function}: argument 'thresholds' must be multiples of bin_width = {width:g}, got {limit:g} (at most "
+                f"10,000,000 times); give another bin_width, or take auc_exact"
             )
         edges = torch.arange(1, bins + 1, device=ordered.device, dtype=ordered.dtype) * width
         below = torch.searchsorted(ordered, edges.expand(*ordered.shape[:-1], -1).contiguous())
