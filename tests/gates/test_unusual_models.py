@@ -161,3 +161,17 @@ def test_parametrized_weights():
     small: Any = gates.prune(gated)
     torch.testing.assert_close(small(x), gated(x))
     assert small[0].out_features == 4
+
+
+def test_a_plan_of_modules_with_a_state_of_their_own():
+    class Counted(nn.Linear):
+        def get_extra_state(self) -> dict[str, int]:
+            return {"calls": 3}
+
+        def set_extra_state(self, state: dict[str, int]) -> None:
+            assert state == {"calls": 3}
+
+    net = nn.Sequential(Counted(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(5, 4)
+    gated = half_closed(net, x)
+    torch.testing.assert_close(gates.plan(gated).apply(net)(x), gated(x))
